@@ -1,0 +1,66 @@
+"""What is in use inside a volume: one module per file system, volume in, allocated extents out.
+
+A reader is a function `read_allocation(volume) -> Allocation` that raises `NotUnderstoodError`
+unless it understands the volume *fully* (known feature flags, valid checksums, consistent
+structures): a sector may only be skipped on proof. Free-space counters in superblocks are stale on
+healthy volumes; they prove nothing and reject nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from imager.errors import NotUnderstoodError
+from imager.extents import Extents
+
+
+class Volume(Protocol):
+    """Something with sectors: a partition, a whole disk, a part of a disk-image file."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+
+    @property
+    def sector_size(self) -> int:
+        """Logical sector size in bytes (512 or 4096)."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes at `offset` bytes; ReadFailedError if that is impossible."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a file system has in use."""
+
+    allocated: Extents
+    """Byte ranges of the volume that must be kept, within [0, size)."""
+    size: int
+    """Bytes that the file system says it spans; the caller keeps what lies behind it."""
+    notes: tuple[str, ...] = ()
+    """What a person should know, as short clauses: "journal not replayed"."""
+
+
+Reader = Callable[[Volume], Allocation]
+
+
+def _readers() -> dict[str, Reader]:
+    """The registry: blkid's name of a type to the reader that knows it; imports only on use."""
+    return {}
+
+
+def read_allocation(kind: str, volume: Volume) -> Allocation:
+    """The allocation of `volume`, which blkid calls `kind`.
+
+    Raises NotUnderstoodError with the reason where the whole volume has to be stored, and
+    ReadFailedError where metadata cannot be read.
+    """
+    reader = _readers().get(kind)
+    if reader is None:
+        raise NotUnderstoodError(f"allocation of {kind} is not known to this version")
+    allocation = reader(volume)
+    if allocation.allocated and allocation.allocated.end > volume.size:
+        raise NotUnderstoodError("file system is larger than its volume")
+    return allocation
