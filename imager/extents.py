@@ -110,6 +110,13 @@ class Extents:
             return offset
         return self._bounds[position] if position < len(self._bounds) else None
 
+    def count(self, start: int, end: int) -> int:
+        """How many ranges meet [start, end)."""
+        if start >= end:
+            return 0
+        first = bisect_right(self._bounds, start)
+        return (bisect_left(self._bounds, end) + 1) // 2 - first // 2
+
     def clip(self, start: int, end: int) -> Extents:
         """The part inside [start, end)."""
         if start >= end:

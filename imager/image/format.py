@@ -1,0 +1,227 @@
+"""The image format's constants and binary structures, version 1.0 (docs/format.md).
+
+All integers are little-endian. Every structure is declared here once, as data.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+MAJOR = 1
+MINOR = 0
+RELEASE = b"imager 0.1"
+"""The first release that reads images of this version."""
+
+INCOMPATIBLE_PARTIAL = 1 << 0
+"""Some partitions were left out by request: not the image of a whole disk."""
+KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL
+KNOWN_READ_COMPATIBLE = 0
+"""Features that an older release may read, but must not change the image."""
+
+SKIPPABLE_TEXT = 0x184D2A5C
+"""Skippable frame of the opening: text for a person."""
+SKIPPABLE_RECORD = 0x184D2A5D
+"""Skippable frame that holds a record of ours."""
+SKIPPABLE_SEEK_TABLE = 0x184D2A5E
+"""Skippable frame of the zstd seekable format's seek table."""
+SEEKABLE_MAGIC = 0x8F92EAB1
+"""Last four bytes of a seek table (zstd, contrib/seekable_format/zstd_seekable_compression_format.md)."""
+SEEKABLE_MAX_FRAMES = 1 << 27
+
+OPENING_SIZE = 512
+GUARD_DICTIONARY_ID = int.from_bytes(b"IMAG", "little")
+"""In the range for private use (RFC 8878, section 5: 32768 to 2^31 - 1)."""
+
+MIN_CHUNK = 1 << 16
+MAX_CHUNK = 1 << 24
+DEFAULT_CHUNK = 1 << 20
+MAX_ZERO_RUN = 1 << 30
+"""Bytes that one zero frame decodes to at most."""
+SEGMENT_ENTRIES = 64
+"""Entries after which the writer closes a segment."""
+SEGMENT_RANGES = 1 << 16
+"""Map ranges after which the writer closes a segment early."""
+MAX_SEGMENT = 1 << 26
+"""A segment record larger than this is not ours (bytes)."""
+MAX_JSON = 1 << 24
+"""A head or manifest larger than this is not ours (bytes)."""
+MAX_INDEX = 1 << 28
+MIN_INDEX_RECORD = 4096
+"""The index lies between the two footers; padded so that no sector holds parts of both."""
+MAX_WINDOW = 1 << 27
+"""What `zstd -d` accepts without options; also our limit."""
+
+SKIPPABLE = Struct("<II")
+
+
+class RecordHeader(NamedTuple):
+    """What each record begins with; payload and a 32-byte hash of all that precedes it follow."""
+
+    magic: int
+    size: int
+    tag: bytes
+    hash_algorithm: int
+    reserved: int
+    uuid: bytes
+
+
+RECORD_HEADER = Struct("<II4sHH16s")
+
+
+class Tag:
+    """The four letters that name a record's kind."""
+
+    HEAD = b"HEAD"
+    SEGMENT = b"SEGM"
+    SEGMENT_COPY = b"SEGC"
+    PART = b"PART"
+    MANIFEST = b"MANI"
+    INDEX = b"INDX"
+    FOOTER = b"FOOT"
+
+
+class Version(NamedTuple):
+    """The head's fixed beginning, the same in all versions; JSON follows."""
+
+    major: int
+    minor: int
+    incompatible: int
+    read_compatible: int
+    optional: int
+    release: bytes
+
+
+VERSION = Struct("<HHQQQ24s")
+
+
+class ChunkKind(IntEnum):
+    """How the chunks of an entry are stored."""
+
+    DATA = 1
+    """One chunk in one zstd frame."""
+    ZERO = 2
+    """A run of chunks that are all zero, in one zstd frame."""
+
+
+class Entry(NamedTuple):
+    """One frame of a segment: a chunk, or a run of zero chunks."""
+
+    offset: int
+    """Where the frame begins in the image file."""
+    stored_size: int
+    chunks: int
+    kind: int
+    flags: int
+    reserved: int
+    reference: int
+    """For delta frames of later versions: first item in the segment's table of bases; now 0."""
+    content_hash: bytes
+    """Of one decoded chunk."""
+    frame_hash: bytes
+    """Of the stored frame."""
+
+
+ENTRY = Struct("<QIIBBHI32s16s")
+
+
+class SegmentHeader(NamedTuple):
+    """A segment's beginning; entries and then maps follow."""
+
+    number: int
+    entries: int
+    start: int
+    """First disk byte that the segment covers."""
+    end: int
+    maps: int
+    bases: int
+    """For later versions: items in the table of base chunks; now 0."""
+
+
+SEGMENT_HEADER = Struct("<IIQQII")
+
+
+class RangeKind(IntEnum):
+    """Why some bytes of the disk are not what the disk held."""
+
+    UNUSED = 1
+    """Free in a file system, or outside partitions: decodes as zeros."""
+    UNREADABLE = 2
+    """The device gave an error: decodes as zeros."""
+    EXCLUDED = 3
+    """Left out by request: decodes as zeros; a restore neither writes nor discards it."""
+
+
+class MapHeader(NamedTuple):
+    """A map's beginning; `ranges` pairs of u64 (start, end in disk bytes) follow."""
+
+    kind: int
+    ranges: int
+
+
+MAP_HEADER = Struct("<II")
+
+
+class IndexHeader(NamedTuple):
+    """The index's beginning; one `IndexItem` a segment follows, then zeros up to the minimum size."""
+
+    segments: int
+    item_size: int
+
+
+INDEX_HEADER = Struct("<II")
+
+
+class IndexItem(NamedTuple):
+    """Where a segment and its copy are."""
+
+    start: int
+    end: int
+    offset: int
+    copy_offset: int
+    size: int
+    """Of the whole record, the same for both."""
+    reserved: int
+    payload_hash: bytes
+
+
+INDEX_ITEM = Struct("<QQQQII32s")
+
+
+class Footer(NamedTuple):
+    """Where everything is, and its hash; stored twice, the same."""
+
+    image_size: int
+    """Bytes of the whole image, all parts together, the seek table included."""
+    head_offset: int
+    head_size: int
+    manifest_offset: int
+    manifest_size: int
+    index_offset: int
+    index_size: int
+    seek_table_offset: int
+    seek_table_size: int
+    opening_hash: bytes
+    head_hash: bytes
+    manifest_hash: bytes
+    index_hash: bytes
+    seek_table_hash: bytes
+    content_digest: bytes
+
+
+FOOTER = Struct("<9Q32s32s32s32s32s32s")
+FOOTER_RECORD_SIZE = RECORD_HEADER.size + FOOTER.size + 32
+
+
+class PartHeader(NamedTuple):
+    """The beginning of each part of a split image but the first."""
+
+    number: int
+    reserved: int
+
+
+PART_HEADER = Struct("<II")
+
+SEEK_ENTRY = Struct("<II")
+SEEK_FOOTER = Struct("<IBI")

@@ -1,0 +1,323 @@
+"""Writes an image front to back, so that a pipe will do as well as a file.
+
+    opening | head | frames ... segment | frames ... segment | ...
+            | segment copies | manifest | footer | index | footer | seek table
+
+Memory hardly grows with the disk: segments wait for their copying in a temporary file once they are
+more than a few MiB; the seek table takes 8 and the index about 1 byte for each chunk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from imager.errors import WriteFailedError
+from imager.extents import Extents, ExtentsBuilder
+from imager.image.format import (
+    FOOTER,
+    FOOTER_RECORD_SIZE,
+    INCOMPATIBLE_PARTIAL,
+    INDEX_ITEM,
+    OPENING_SIZE,
+    PART_HEADER,
+    SEEK_ENTRY,
+    SEEK_FOOTER,
+    SEEKABLE_MAGIC,
+    SEEKABLE_MAX_FRAMES,
+    SEGMENT_ENTRIES,
+    SEGMENT_RANGES,
+    SKIPPABLE,
+    SKIPPABLE_SEEK_TABLE,
+    ChunkKind,
+    Entry,
+    Footer,
+    IndexItem,
+    PartHeader,
+    RangeKind,
+    Tag,
+)
+from imager.image.frames import guard_frame
+from imager.image.hashing import ContentDigest, HashAlgorithm
+from imager.image.head import Head, Json, Manifest
+from imager.image.index import Segment, encode_index
+from imager.image.opening import PARTIAL, UNFINISHED, guard_opening, is_guarded, plain_opening
+from imager.image.records import OVERHEAD, encode_record
+from imager.image.sink import Sink
+
+_SPOOL_MEMORY = 1 << 22
+
+
+@dataclass(frozen=True)
+class WrittenImage:
+    """A complete image."""
+
+    files: tuple[Path, ...]
+    """Its file or parts; empty for a pipe."""
+    size: int
+    """Bytes, all parts together."""
+    content_digest: bytes
+
+
+class ImageWriter:
+    """Takes chunks in disk order and makes an image of them."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        head: Head,
+        uuid: bytes,
+        algorithm: HashAlgorithm,
+        unused: Extents,
+        excluded: Extents,
+    ) -> None:
+        """Write the opening and the head; `unused` and `excluded` are ranges of the disk."""
+        self._sink = sink
+        self._head = head
+        self._uuid = uuid
+        self._algorithm = algorithm
+        self._maps = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
+        self._unreadable = ExtentsBuilder()
+        self._digest = ContentDigest(algorithm, head.disk_size, head.chunk_size)
+        self._offset = 0
+        self._segment_start = 0
+        self._entries: list[Entry] = []
+        self._items = bytearray()
+        self._seek = bytearray(SKIPPABLE.size)
+        self._frames = 0
+        self._parts = 1
+        self._segment_count = 0
+        self._segments = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=sink.spool_directory)
+        self._opening = final_opening(head)
+        self._head_record = self._record(Tag.HEAD, head.encode())
+        self._position = 0
+
+    @property
+    def position(self) -> int:
+        """The first disk byte that no chunk added so far covers."""
+        return self._position
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image so far."""
+        return self._offset
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._segments.close()
+        self._sink.close()
+
+    def begin(self) -> None:
+        """Write the opening (a guard, where it can be exchanged at the end) and the head."""
+        opening = guard_opening(UNFINISHED) if self._sink.seekable else self._opening
+        self._sink.write(opening)
+        self._account_opening()
+        self._emit(self._head_record, 0)
+
+    def take_up(self, part_starts: Iterable[int], segments: Iterable[Segment]) -> None:
+        """Instead of `begin`: count what an interrupted capture wrote and nobody need write again.
+
+        `segments` are its first ones, checked by the caller; `part_starts` where its parts begin.
+        The sink must be cut to `size` afterwards.
+        """
+        self._account_opening()
+        self._account(len(self._head_record), 0)
+        parts = [start for start in part_starts if start]
+        part_record = len(self._record(Tag.PART, bytes(PART_HEADER.size)))
+
+        def pass_parts() -> None:
+            if parts and parts[0] == self._offset:
+                parts.pop(0)
+                self._parts += 1
+                self._account(part_record, 0)
+
+        for segment in segments:
+            for start, end, entry in segment.placed(self._head.chunk_size):
+                pass_parts()
+                self._account(entry.stored_size, end - start)
+                self._digest.add(entry.content_hash, entry.chunks)
+            pass_parts()
+            for start, end in segment.map(RangeKind.UNREADABLE):
+                self._unreadable.add(start, end)
+            self._position = segment.end
+            payload = segment.encode()
+            self._account_segment(segment, payload)
+            self._account(len(payload) + OVERHEAD, 0)
+
+    def add_data(self, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
+        """Append the frame of the next chunk."""
+        self._add(ChunkKind.DATA, 1, frame, content_hash, frame_hash)
+
+    def add_zeros(self, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
+        """Append the frame of the next `chunks` chunks, all of them zero."""
+        self._add(ChunkKind.ZERO, chunks, frame, content_hash, frame_hash)
+
+    def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Note ranges of the next chunk that the device did not give, in order."""
+        for start, end in ranges:
+            self._unreadable.add(start, end)
+
+    def finish(self, results: Json) -> WrittenImage:
+        """Write everything that follows the chunks, and make the image durable.
+
+        `results` are the manifest's facts; they get the counts that the writer knows.
+        """
+        if self._entries:
+            self._close_segment()
+        if self._position < self._head.disk_size:
+            raise ValueError("the image does not cover the disk")
+        manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
+        index = self._record(Tag.INDEX, encode_index(self._write_copies(), OVERHEAD))
+        manifest_offset = self._emit(manifest, 0)
+        footer, seek_table = self._plan_end(manifest_offset, manifest, index)
+        record = self._record(Tag.FOOTER, FOOTER.pack(*footer))
+        for data in (record, index, record, bytes(seek_table)):
+            self._sink.write(data)
+        files = self._sink.finish(self._opening)
+        return WrittenImage(files, footer.image_size, footer.content_digest)
+
+    def _record(self, tag: bytes, payload: bytes) -> bytes:
+        return encode_record(tag, self._uuid, self._algorithm, payload)
+
+    def _account(self, stored: int, decoded: int) -> None:
+        self._seek += SEEK_ENTRY.pack(stored, decoded)
+        self._frames += 1
+        self._offset += stored
+
+    def _account_opening(self) -> None:
+        guard = len(guard_frame()) if is_guarded(self._opening) else 0
+        if guard:
+            self._account(guard, 0)
+        self._account(OPENING_SIZE - guard, 0)
+
+    def _begin_part_for(self, size: int) -> None:
+        if self._sink.needs_part(size):
+            self._sink.begin_part()
+            self._parts += 1
+            part = self._record(Tag.PART, PART_HEADER.pack(*PartHeader(self._parts, 0)))
+            self._sink.write(part)
+            self._account(len(part), 0)
+            if self._sink.needs_part(size):
+                raise WriteFailedError(f"a part cannot hold {size} bytes: use a larger --split")
+
+    def _emit(self, frame: bytes, decoded: int) -> int:
+        """Write one frame, in a new part if need be; returns where it begins in the image."""
+        self._begin_part_for(len(frame))
+        offset = self._offset
+        self._sink.write(frame)
+        self._account(len(frame), decoded)
+        return offset
+
+    def _add(
+        self, kind: ChunkKind, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes
+    ) -> None:
+        size = min(chunks * self._head.chunk_size, self._head.disk_size - self._position)
+        offset = self._emit(frame, size)
+        entry = Entry(offset, len(frame), chunks, kind, 0, 0, 0, content_hash, frame_hash)
+        self._entries.append(entry)
+        self._digest.add(content_hash, chunks)
+        self._position += size
+        if len(self._entries) >= SEGMENT_ENTRIES or self._many_ranges():
+            self._close_segment()
+
+    def _many_ranges(self) -> bool:
+        unused = self._maps[RangeKind.UNUSED]
+        return unused.count(self._segment_start, self._position) > SEGMENT_RANGES
+
+    def _close_segment(self) -> None:
+        start, end = self._segment_start, self._position
+        maps = {kind: extents.clip(start, end) for kind, extents in self._maps.items()}
+        maps[RangeKind.UNREADABLE] = self._unreadable.build()
+        self._unreadable = ExtentsBuilder()
+        segment = Segment(
+            self._segment_count,
+            start,
+            end,
+            tuple(self._entries),
+            {kind: maps[kind] for kind in RangeKind if maps.get(kind)},
+        )
+        payload = segment.encode()
+        record = self._record(Tag.SEGMENT, payload)
+        self._begin_part_for(len(record))
+        self._account_segment(segment, payload)
+        self._emit(record, 0)
+        self._entries = []
+
+    def _account_segment(self, segment: Segment, payload: bytes) -> None:
+        """Keep what the index will say of a segment whose record begins here."""
+        item = IndexItem(
+            segment.start,
+            segment.end,
+            self._offset,
+            0,
+            len(payload) + OVERHEAD,
+            0,
+            self._algorithm.digest(payload),
+        )
+        self._items += INDEX_ITEM.pack(*item)
+        self._segments.write(payload)
+        self._segment_start = segment.end
+        self._segment_count += 1
+
+    def _write_copies(self) -> list[IndexItem]:
+        """Write each segment once more, and list where both are."""
+        self._segments.seek(0)
+        items = []
+        for fields in INDEX_ITEM.iter_unpack(self._items):
+            item = IndexItem(*fields)
+            payload = self._segments.read(item.size - OVERHEAD)
+            copy_offset = self._emit(self._record(Tag.SEGMENT_COPY, payload), 0)
+            items.append(item._replace(copy_offset=copy_offset))
+        return items
+
+    def _plan_end(
+        self, manifest_offset: int, manifest: bytes, index: bytes
+    ) -> tuple[Footer, bytearray]:
+        """The footer and the seek table; from the first footer on, all lies in one part."""
+        frames = self._frames + 4  # footer, index, footer; perhaps a part's header
+        if frames > SEEKABLE_MAX_FRAMES:
+            raise WriteFailedError("too many chunks for one image: use a larger --chunk-size")
+        seek_size = SKIPPABLE.size + frames * SEEK_ENTRY.size + SEEK_FOOTER.size
+        self._begin_part_for(2 * FOOTER_RECORD_SIZE + len(index) + seek_size)
+        index_offset = self._offset + FOOTER_RECORD_SIZE
+        for size in (FOOTER_RECORD_SIZE, len(index), FOOTER_RECORD_SIZE):
+            self._account(size, 0)
+        table = self._seek
+        table += SEEK_FOOTER.pack(self._frames, 0, SEEKABLE_MAGIC)
+        SKIPPABLE.pack_into(table, 0, SKIPPABLE_SEEK_TABLE, len(table) - SKIPPABLE.size)
+        digest = self._algorithm.digest
+        footer = Footer(
+            image_size=self._offset + len(table),
+            head_offset=OPENING_SIZE,
+            head_size=len(self._head_record),
+            manifest_offset=manifest_offset,
+            manifest_size=len(manifest),
+            index_offset=index_offset,
+            index_size=len(index),
+            seek_table_offset=self._offset,
+            seek_table_size=len(table),
+            opening_hash=digest(self._opening),
+            head_hash=digest(self._head_record),
+            manifest_hash=digest(manifest),
+            index_hash=digest(index),
+            seek_table_hash=digest(table),
+            content_digest=self._digest.result(),
+        )
+        return footer, table
+
+
+def final_opening(head: Head) -> bytes:
+    """The opening of the complete image with this head."""
+    if head.incompatible & INCOMPATIBLE_PARTIAL:
+        return guard_opening(PARTIAL)
+    return plain_opening(head.disk_size, head.split)
