@@ -14,14 +14,6 @@ from imager.image.format import MAX_WINDOW, ChunkKind, Entry
 from imager.image.frames import check_frame_header, zero_frame
 from imager.image.hashing import HashAlgorithm
 
-MAX_ZERO_FRAME = 1 << 20
-"""Bytes of the largest frame that a run of zeros may take; ours take 32 KiB."""
-
-
-def max_frame(chunk_size: int) -> int:
-    """The most bytes that a chunk's frame may take: zstd's bound, generously."""
-    return chunk_size + (chunk_size >> 7) + 1024
-
 
 class ChunkEncoder:
     """Compresses and hashes chunks; may be used from many threads."""
@@ -67,7 +59,7 @@ class ChunkDecoder:
         self._proved: set[tuple[bytes, int]] = set()
         self._local = threading.local()
 
-    def decode(self, frame: bytes, entry: Entry, size: int) -> memoryview | None:
+    def decode(self, frame: bytes | memoryview, entry: Entry, size: int) -> memoryview | None:
         """The `size` bytes that `entry`'s frame decodes to, or None for a run of zeros.
 
         The memory is this thread's, and valid until its next call. Raises ImageError unless frame
@@ -91,7 +83,7 @@ class ChunkDecoder:
             buffer = self._local.buffer = bytearray(self._chunk_size)
         return memoryview(buffer)
 
-    def _fill(self, frame: bytes, view: memoryview) -> None:
+    def _fill(self, frame: bytes | memoryview, view: memoryview) -> None:
         # Straight into our buffer: a fresh mebibyte for each chunk costs its page faults.
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         try:
@@ -101,7 +93,7 @@ class ChunkDecoder:
         except zstandard.ZstdError as error:
             raise ImageError(f"zstd cannot decode the frame ({error})") from None
 
-    def _prove_zeros(self, frame: bytes, entry: Entry, size: int) -> None:
+    def _prove_zeros(self, frame: bytes | memoryview, entry: Entry, size: int) -> None:
         """Decode a run of zeros; the same frame again needs no second proof."""
         chunk = size if entry.chunks == 1 else self._chunk_size
         if chunk not in self._zero_hash:

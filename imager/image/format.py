@@ -39,10 +39,16 @@ MAX_CHUNK = 1 << 24
 DEFAULT_CHUNK = 1 << 20
 MAX_ZERO_RUN = 1 << 30
 """Bytes that one zero frame decodes to at most."""
+MAX_ZERO_FRAME = 1 << 20
+"""Bytes of the largest frame that a run of zeros may take; ours take 32 KiB."""
 SEGMENT_ENTRIES = 64
 """Entries after which the writer closes a segment."""
 SEGMENT_RANGES = 1 << 16
 """Map ranges after which the writer closes a segment early."""
+SEGMENT_BYTES = 1 << 26
+"""Bytes of frames after which the writer closes a segment early."""
+MAX_SEGMENT_FRAMES = 1 << 27
+"""Bytes of frames that a segment has at most: a reader from a pipe holds them in memory."""
 MAX_SEGMENT = 1 << 26
 """A segment record larger than this is not ours (bytes)."""
 MAX_JSON = 1 << 24
@@ -54,6 +60,11 @@ MAX_WINDOW = 1 << 27
 """What `zstd -d` accepts without options; also our limit."""
 
 SKIPPABLE = Struct("<II")
+
+
+def max_frame(chunk_size: int) -> int:
+    """The most bytes that a chunk's frame may take: zstd's bound, generously."""
+    return chunk_size + (chunk_size >> 7) + 1024
 
 
 class RecordHeader(NamedTuple):

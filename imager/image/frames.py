@@ -72,7 +72,7 @@ def check_frame_header(frame: bytes | memoryview, content_size: int) -> None:
         raise ImageError("a stored chunk's frame header is not one that imager writes")
 
 
-def frame_pieces(read: Callable[[int], bytes], limit: int) -> bytes:
+def read_frame(read: Callable[[int], bytes], limit: int) -> bytes:
     """Read one whole frame, of at most `limit` bytes, from a stream by `read(size)` (exact).
 
     Walks the block headers (RFC 8878, 3.1.1.2), so that no byte behind the frame is consumed.

@@ -16,6 +16,7 @@ from imager.image.format import (
     INDEX_HEADER,
     INDEX_ITEM,
     MAP_HEADER,
+    MAX_ZERO_FRAME,
     MAX_ZERO_RUN,
     MIN_INDEX_RECORD,
     SEGMENT_HEADER,
@@ -26,6 +27,7 @@ from imager.image.format import (
     MapHeader,
     RangeKind,
     SegmentHeader,
+    max_frame,
 )
 from imager.image.head import Head
 
@@ -88,6 +90,8 @@ def decode_segment(payload: bytes, head: Head) -> Segment:
             raise UnsupportedImageError(f"unknown kind {entry.kind} of stored chunk")
         limit = 1 if entry.kind == ChunkKind.DATA else MAX_ZERO_RUN // head.chunk_size
         _require(1 <= entry.chunks <= limit and position < header.end)
+        frame = max_frame(head.chunk_size) if entry.kind == ChunkKind.DATA else MAX_ZERO_FRAME
+        _require(0 < entry.stored_size <= frame)
         _require(not entry.flags and not entry.reserved and not entry.reference)
         position += entry.chunks * head.chunk_size
         # A shorter last chunk has another content hash than the rest of a run.

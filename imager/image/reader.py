@@ -9,12 +9,12 @@ chunks intact), a check (which reports) and a salvage (which leaves out what is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from imager.errors import ImageError, ReadFailedError, UnsupportedImageError
+from imager.errors import ImageError, ImagerError, ReadFailedError, UnsupportedImageError
 from imager.image.files import ImageFile
 from imager.image.format import (
     FOOTER,
@@ -174,9 +174,29 @@ class ImageReader:
         if position < self.head.disk_size:
             yield LostRange(position, self.head.disk_size)
 
-    def read_frame(self, entry: Entry) -> bytes:
-        """The stored frame of `entry`; ImageError where it lies outside the image."""
-        return self.file.read(entry.offset, entry.stored_size)
+    def read_frames(self, entries: Sequence[Entry]) -> list[memoryview | ImagerError]:
+        """The stored frames of consecutive entries, or for each why it cannot be had.
+
+        Frames that lie side by side come with one request.
+        """
+        ends = [entry.offset + entry.stored_size for entry in entries]
+        if all(end == entry.offset for end, entry in zip(ends, entries[1:], strict=False)):
+            try:
+                data = memoryview(self.file.read(entries[0].offset, ends[-1] - entries[0].offset))
+                base = entries[0].offset
+                return [
+                    data[entry.offset - base : end - base]
+                    for entry, end in zip(entries, ends, strict=True)
+                ]
+            except (ImageError, ReadFailedError):
+                pass  # find out which ones it concerns
+        frames: list[memoryview | ImagerError] = []
+        for entry in entries:
+            try:
+                frames.append(memoryview(self.file.read(entry.offset, entry.stored_size)))
+            except (ImageError, ReadFailedError) as error:
+                frames.append(error)
+        return frames
 
     def items(self) -> tuple[IndexItem, ...]:
         """Where each segment is, as far as known."""

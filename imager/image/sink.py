@@ -127,19 +127,17 @@ class FileSink:
         self._exchange(opening)
 
     def truncate(self, size: int) -> None:
-        """Cut the output, all parts together, to `size` bytes; whole parts behind vanish."""
+        """Cut the output, all parts together, to `size` bytes; parts wholly behind it vanish."""
         try:
-            for number, fd in enumerate(self._files, 1):
-                length = os.fstat(fd).st_size
-                if size > 0:
-                    os.ftruncate(fd, min(length, size))
-                    self._length = min(length, size)
-                    keep = number
-                size -= length
-            for number in range(len(self._files), keep, -1):
+            for number in range(len(self._files), 0, -1):
+                start = sum(os.fstat(fd).st_size for fd in self._files[: number - 1])
+                if number == 1 or start < size:
+                    self._length = size - start
+                    os.ftruncate(self._files[-1], self._length)
+                    os.lseek(self._files[-1], 0, os.SEEK_END)
+                    return
                 os.close(self._files.pop())
                 self._partial(number).unlink()
-            os.lseek(self._files[-1], 0, os.SEEK_END)
         except OSError as error:
             raise _write_error(self._image, error) from None
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from imager.errors import WriteFailedError
 from imager.extents import Extents, ExtentsBuilder
@@ -28,6 +27,7 @@ from imager.image.format import (
     SEEK_FOOTER,
     SEEKABLE_MAGIC,
     SEEKABLE_MAX_FRAMES,
+    SEGMENT_BYTES,
     SEGMENT_ENTRIES,
     SEGMENT_RANGES,
     SKIPPABLE,
@@ -105,17 +105,9 @@ class ImageWriter:
         """Bytes of the image so far."""
         return self._offset
 
-    def __enter__(self) -> ImageWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Drop what is kept for the end; the sink is the caller's."""
         self._segments.close()
-        self._sink.close()
 
     def begin(self) -> None:
         """Write the opening (a guard, where it can be exchanged at the end) and the head."""
@@ -127,32 +119,28 @@ class ImageWriter:
     def take_up(self, part_starts: Iterable[int], segments: Iterable[Segment]) -> None:
         """Instead of `begin`: count what an interrupted capture wrote and nobody need write again.
 
-        `segments` are its first ones, checked by the caller; `part_starts` where its parts begin.
-        The sink must be cut to `size` afterwards.
+        `segments` are its first ones, checked by the caller; `part_starts` say where its parts
+        begin in the joined image. The sink must be cut to `size` afterwards.
         """
         self._account_opening()
         self._account(len(self._head_record), 0)
         parts = [start for start in part_starts if start]
-        part_record = len(self._record(Tag.PART, bytes(PART_HEADER.size)))
-
-        def pass_parts() -> None:
-            if parts and parts[0] == self._offset:
-                parts.pop(0)
-                self._parts += 1
-                self._account(part_record, 0)
-
         for segment in segments:
             for start, end, entry in segment.placed(self._head.chunk_size):
-                pass_parts()
+                self._take_up_part(parts)
                 self._account(entry.stored_size, end - start)
                 self._digest.add(entry.content_hash, entry.chunks)
-            pass_parts()
-            for start, end in segment.map(RangeKind.UNREADABLE):
-                self._unreadable.add(start, end)
-            self._position = segment.end
+            self._take_up_part(parts)
             payload = segment.encode()
             self._account_segment(segment, payload)
             self._account(len(payload) + OVERHEAD, 0)
+            self._position = segment.end
+
+    def _take_up_part(self, starts: list[int]) -> None:
+        if starts and starts[0] == self._offset:
+            starts.pop(0)
+            self._parts += 1
+            self._account(PART_HEADER.size + OVERHEAD, 0)
 
     def add_data(self, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
         """Append the frame of the next chunk."""
@@ -227,12 +215,16 @@ class ImageWriter:
         self._entries.append(entry)
         self._digest.add(content_hash, chunks)
         self._position += size
-        if len(self._entries) >= SEGMENT_ENTRIES or self._many_ranges():
+        if self._segment_is_full():
             self._close_segment()
 
-    def _many_ranges(self) -> bool:
-        unused = self._maps[RangeKind.UNUSED]
-        return unused.count(self._segment_start, self._position) > SEGMENT_RANGES
+    def _segment_is_full(self) -> bool:
+        ranges = self._maps[RangeKind.UNUSED].count(self._segment_start, self._position)
+        return (
+            len(self._entries) >= SEGMENT_ENTRIES
+            or self._offset - self._entries[0].offset >= SEGMENT_BYTES
+            or ranges >= SEGMENT_RANGES
+        )
 
     def _close_segment(self) -> None:
         start, end = self._segment_start, self._position

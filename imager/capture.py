@@ -1,0 +1,442 @@
+"""Capture: a disk's used sectors into an image.
+
+    device -> layout -> used extents -> chunks -> (read, hash, compress in threads) -> writer
+
+The source is only ever read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from imager.check import CheckResult, check
+from imager.chunks import ChunkReader, ChunkRun, chunk_runs
+from imager.disk.safety import mounted_read_write, on_same_disk
+from imager.disk.source import SourceDevice
+from imager.errors import RefusedError, UsageError
+from imager.extents import Extents
+from imager.image.codec import ChunkEncoder
+from imager.image.format import (
+    DEFAULT_CHUNK,
+    INCOMPATIBLE_PARTIAL,
+    MAX_CHUNK,
+    MAX_ZERO_RUN,
+    MIN_CHUNK,
+)
+from imager.image.hashing import hash_algorithm
+from imager.image.head import Head, Json
+from imager.image.sink import FileSink, PipeSink, Sink
+from imager.image.writer import ImageWriter, WrittenImage
+from imager.layout.analyse import Analysis, analyse
+from imager.layout.model import DiskLayout
+from imager.pipeline import Progress, no_progress, ordered_map, thread_count
+from imager.resume import CapturePlan, find_remains
+from imager.version import VERSION
+
+DEFAULT_LEVEL = 3
+MAX_LEVEL = 19
+"""Above it zstd wants more memory than the rescue machine may have."""
+MAX_UNREADABLE_LISTED = 10_000
+"""Ranges in the manifest; the segments' maps have them all."""
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """What to store, and how; the defaults are right for nearly everybody."""
+
+    level: int = DEFAULT_LEVEL
+    threads: int | None = None
+    """None: one for each core."""
+    chunk_size: int = DEFAULT_CHUNK
+    """Bytes, a power of two."""
+    only: tuple[int, ...] = ()
+    exclude: tuple[int, ...] = ()
+    raw: bool = False
+    keep_gaps: bool = False
+    split: int | None = None
+    """Bytes of a part at most."""
+    note: str = ""
+    continue_on_read_error: bool = False
+    resume: bool = False
+    verify: bool = False
+    crash_consistent: bool = False
+    """Capture although file systems on the disk are mounted read-write: they are stored whole,
+    as a power cut would leave them."""
+    hash_name: str = "blake3"
+    sector_size: int | None = None
+    """Of a plain disk-image file, bytes; devices know theirs."""
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot."""
+        if not 1 <= self.level <= MAX_LEVEL:
+            raise UsageError(f"a compression level lies between 1 and {MAX_LEVEL}")
+        if self.chunk_size & (self.chunk_size - 1) or not (
+            MIN_CHUNK <= self.chunk_size <= MAX_CHUNK
+        ):
+            raise UsageError("a chunk size is a power of two between 64 KiB and 16 MiB")
+        if self.only and self.exclude:
+            raise UsageError("--only and --exclude cannot be used together")
+
+
+@dataclass(frozen=True)
+class CaptureResult:
+    """A finished capture."""
+
+    verdict: str
+    """`ok`, or `degraded` where sectors could not be read."""
+    image: WrittenImage
+    uuid: str
+    layout: DiskLayout
+    disk_size: int
+    used: int
+    """Bytes in use, as stored."""
+    zero: int
+    """Bytes in chunks that were found to be all zero or unused."""
+    unreadable: Extents
+    resumed: int
+    """Disk bytes taken over from an interrupted capture."""
+    seconds: float
+    check: CheckResult | None = None
+    """Of the image just written, if asked for."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a capture would do."""
+
+    layout: DiskLayout
+    used: int
+    expected_size: int
+    """Estimated from compressing a sample, bytes."""
+    sampled: int
+    """Bytes of the sample."""
+
+
+def capture(
+    source: str | Path,
+    image: Path | int,
+    options: CaptureOptions = CaptureOptions(),
+    progress: Progress = no_progress,
+) -> CaptureResult:
+    """Store the disk, partition or disk-image file `source` in `image`, a path or an open pipe.
+
+    Raises RefusedError where the source is in use or the image would lie on it, ReadFailedError at
+    an unreadable sector in use (unless asked to go on), WriteFailedError where the image cannot be
+    written; a `.partial` file then stays for `resume`.
+    """
+    begun = time.monotonic()
+    with SourceDevice(Path(source), sector_size=options.sector_size) as device:
+        busy = _check_source(device, image, options)
+        analysis = _analyse(device, options, busy)
+        head = _head(device, analysis, options, bool(busy))
+        with (
+            _open_sink(image, options) as sink,
+            _Session(device, analysis, head, sink, options, progress) as session,
+        ):
+            session.store(progress)
+            result = session.finish(begun)
+    if options.verify and isinstance(image, Path):
+        checked = check(image, threads=options.threads, progress=progress)
+        result = replace(result, check=checked)
+    return result
+
+
+def preview(
+    source: str | Path,
+    options: CaptureOptions = CaptureOptions(),
+    progress: Progress = no_progress,
+) -> Preview:
+    """What `capture` would store and why, and about how large the image would be.
+
+    Compresses a sample: 256 chunks evenly spread over those in use.
+    """
+    with SourceDevice(Path(source), sector_size=options.sector_size) as device:
+        busy = _check_source(device, None, options)
+        analysis = _analyse(device, options, busy)
+        used = analysis.used - analysis.excluded
+        encoder = ChunkEncoder(hash_algorithm(options.hash_name), options.level, options.chunk_size)
+        reader = ChunkReader(device.readinto, options.chunk_size, device.sector_size)
+        runs = [run for run in chunk_runs(used, 0, device.size, options.chunk_size) if run.used]
+        sample = runs[:: max(1, len(runs) // _SAMPLE_CHUNKS)]
+        total = sum(run.used.total for run in sample)
+        done = stored = 0
+
+        def measure(run: ChunkRun) -> tuple[int, int]:
+            chunk, _ = reader.read(run)
+            return run.used.total, 0 if encoder.is_zero(chunk) else len(encoder.encode(chunk))
+
+        for size, frame in ordered_map(measure, sample, thread_count(options.threads)):
+            done += size
+            stored += frame
+            progress("sample", done, total)
+        expected = round(stored * used.total / total) if total else 0
+        return Preview(analysis.layout, used.total, expected + _FIXED_SIZE, total)
+
+
+@contextmanager
+def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
+    if isinstance(image, Path):
+        sink: Sink = FileSink(image, options.split, options.resume)
+    elif options.resume or options.split is not None or options.verify:
+        raise UsageError("--resume, --split and --verify need an image file, not a pipe")
+    else:
+        sink = PipeSink(image)
+    try:
+        yield sink
+    finally:
+        sink.close()
+
+
+_SAMPLE_CHUNKS = 256
+_FIXED_SIZE = 1 << 15
+"""About what head, manifest, index and footers take."""
+
+
+def _check_source(
+    device: SourceDevice, image: Path | int | None, options: CaptureOptions
+) -> tuple[str, ...]:
+    """Refuse what cannot give a consistent image; returns why the source is in use, if allowed."""
+    busy = mounted_read_write(device.path)
+    if busy and not options.crash_consistent:
+        raise RefusedError(
+            f"{device.path} is in use ({busy[0]}): unmount it, or add --consistency crash to "
+            "store what is mounted as a power cut would leave it"
+        )
+    if isinstance(image, Path) and on_same_disk(image.absolute().parent, device.path):
+        raise RefusedError(
+            f"{image} lies on the disk that is to be captured: choose a place on another disk"
+        )
+    return busy
+
+
+def _analyse(device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...]) -> Analysis:
+    return analyse(
+        device,
+        device.path,
+        # The maps of mounted file systems change while they are read, so they prove nothing.
+        raw=options.raw or bool(busy),
+        keep_gaps=options.keep_gaps,
+        only=options.only,
+        exclude=options.exclude,
+    )
+
+
+def _head(device: SourceDevice, analysis: Analysis, options: CaptureOptions, busy: bool) -> Head:
+    return Head(
+        disk_size=device.size,
+        chunk_size=options.chunk_size,
+        sector_size=device.sector_size,
+        split=options.split is not None,
+        incompatible=INCOMPATIBLE_PARTIAL if analysis.excluded else 0,
+        facts={
+            "created": _now(),
+            "tool": f"imager {VERSION}",
+            "host": _host(),
+            "source": device.identity.to_json(),
+            "physical_sector_size": device.physical_sector_size,
+            "level": options.level,
+            "consistency": "crash" if busy else "offline",
+            "note": options.note,
+            "parents": [],
+            "layout": analysis.layout.to_json(),
+            "table": _table_sectors(device, analysis.layout.table.extents),
+        },
+    )
+
+
+def _table_sectors(device: SourceDevice, extents: Extents) -> list[list[object]]:
+    """The partition table's sectors that are not zero, as [byte offset, hexadecimal]."""
+    sectors: list[list[object]] = []
+    for start, end in extents:
+        for offset in range(start, end, device.sector_size):
+            data = device.read(offset, min(device.sector_size, end - offset))
+            if any(data):
+                sectors.append([offset, data.hex()])
+    return sectors
+
+
+def _host() -> dict[str, object]:
+    try:
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        system = ""
+    return {
+        "name": platform.node(),
+        "system": system or platform.system(),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "firmware": "uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+class _Encoded(NamedTuple):
+    """A chunk run as a thread hands it back; `frame` is None where all is zero."""
+
+    run: ChunkRun
+    frame: bytes | None
+    content_hash: bytes
+    frame_hash: bytes
+    unreadable: list[tuple[int, int]]
+
+
+class _PendingZeros(NamedTuple):
+    """A run of zeros not yet written, which the next chunks may lengthen."""
+
+    start: int
+    end: int
+    unreadable: list[tuple[int, int]]
+
+
+class _Session:
+    """One capture under way."""
+
+    def __init__(
+        self,
+        device: SourceDevice,
+        analysis: Analysis,
+        head: Head,
+        sink: Sink,
+        options: CaptureOptions,
+        progress: Progress,
+    ) -> None:
+        """Write the image's beginning to `sink`, or take up what an interrupted capture left."""
+        self._device = device
+        self._layout = analysis.layout
+        self._used = analysis.used - analysis.excluded
+        unused = self._used.complement(0, device.size) - analysis.excluded
+        self._algorithm = hash_algorithm(options.hash_name)
+        self._encoder = ChunkEncoder(self._algorithm, options.level, head.chunk_size)
+        self._reader = ChunkReader(
+            device.readinto,
+            head.chunk_size,
+            device.sector_size if options.continue_on_read_error else None,
+        )
+        self._threads = thread_count(options.threads)
+        remains = None
+        if options.resume and isinstance(sink, FileSink):
+            plan = CapturePlan(head, self._used, unused, analysis.excluded)
+            remains = find_remains(
+                sink, plan, self._reader, self._algorithm, self._threads, progress
+            )
+        self._head = remains.head if remains else head
+        self._uuid = remains.uuid if remains else uuid.uuid4().bytes
+        self._writer = ImageWriter(
+            sink, self._head, self._uuid, self._algorithm, unused, analysis.excluded
+        )
+        if remains and isinstance(sink, FileSink):
+            self._writer.take_up(remains.part_starts, remains.segments)
+            sink.truncate(self._writer.size)
+        else:
+            self._writer.begin()
+        self.resumed = self._writer.position
+        self._zero_hashes: dict[int, bytes] = {}
+        self._pending_zeros: _PendingZeros | None = None
+        self._zero = 0
+        self._unreadable: list[tuple[int, int]] = []
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def store(self, progress: Progress) -> None:
+        """Read, compress and write everything behind the writer's position."""
+        total = self._used.total
+        start = self._writer.position
+        done = self._used.clip(0, start).total
+        progress("capture", done, total)
+        runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
+        for encoded in ordered_map(self._encode, runs, self._threads):
+            if encoded.frame is None:
+                self._add_zeros(encoded)
+            else:
+                self._flush_zeros()
+                self._writer.add_unreadable(encoded.unreadable)
+                self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
+            if encoded.unreadable:
+                self._unreadable += encoded.unreadable
+            done += encoded.run.used.total
+            progress("capture", done, total)
+        self._flush_zeros()
+
+    def finish(self, begun: float) -> CaptureResult:
+        """Write the image's end and make it durable."""
+        unreadable = Extents.of(self._unreadable)
+        verdict = "degraded" if unreadable else "ok"
+        facts: Json = {
+            "verdict": verdict,
+            "finished": _now(),
+            "used": self._used.total,
+            "zero": self._zero,
+            "unreadable_bytes": unreadable.total,
+            "unreadable": [list(pair) for pair in list(unreadable)[:MAX_UNREADABLE_LISTED]],
+        }
+        return CaptureResult(
+            verdict=verdict,
+            image=self._writer.finish(facts),
+            uuid=str(uuid.UUID(bytes=self._uuid)),
+            layout=self._layout,
+            disk_size=self._device.size,
+            used=self._used.total,
+            zero=self._zero,
+            unreadable=unreadable,
+            resumed=self.resumed,
+            seconds=time.monotonic() - begun,
+        )
+
+    def _encode(self, run: ChunkRun) -> _Encoded:
+        """Read and compress one chunk, in a thread."""
+        if not run.used:
+            return _Encoded(run, None, b"", b"", [])
+        chunk, unreadable = self._reader.read(run)
+        if self._encoder.is_zero(chunk):
+            return _Encoded(run, None, b"", b"", unreadable)
+        frame = self._encoder.encode(chunk)
+        return _Encoded(
+            run,
+            frame,
+            self._algorithm.digest(chunk),
+            self._algorithm.frame_digest(frame),
+            unreadable,
+        )
+
+    def _add_zeros(self, encoded: _Encoded) -> None:
+        """Let runs of zeros grow together, up to what one frame may hold."""
+        pending = self._pending_zeros or _PendingZeros(encoded.run.start, encoded.run.start, [])
+        self._pending_zeros = _PendingZeros(
+            pending.start, encoded.run.end, [*pending.unreadable, *encoded.unreadable]
+        )
+        while (pending := self._pending_zeros) and pending.end - pending.start > MAX_ZERO_RUN:
+            self._write_zeros(pending, pending.start + MAX_ZERO_RUN)
+
+    def _flush_zeros(self) -> None:
+        while pending := self._pending_zeros:
+            # A shorter last chunk has its own content hash, so it stands alone.
+            whole = pending.end // self._head.chunk_size * self._head.chunk_size
+            self._write_zeros(pending, whole if whole > pending.start else pending.end)
+
+    def _write_zeros(self, pending: _PendingZeros, end: int) -> None:
+        """Write the first pending zeros, up to disk byte `end`."""
+        size = end - pending.start
+        chunk_size = min(self._head.chunk_size, size)
+        if chunk_size not in self._zero_hashes:
+            self._zero_hashes[chunk_size] = self._algorithm.digest(bytes(chunk_size))
+        frame, frame_hash = self._encoder.zero_run(size)
+        self._writer.add_unreadable(pair for pair in pending.unreadable if pair[0] < end)
+        self._writer.add_zeros(size // chunk_size, frame, self._zero_hashes[chunk_size], frame_hash)
+        self._zero += size
+        rest = [pair for pair in pending.unreadable if pair[0] >= end]
+        self._pending_zeros = _PendingZeros(end, pending.end, rest) if end < pending.end else None

@@ -1,0 +1,242 @@
+"""Check: prove that an image is good, or say what of the disk it has lost.
+
+Structure (index against segments against seek table, so that no byte of the file goes unexplained)
+and content (every frame decoded and hashed) are both compared with what the image claims.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from imager.chunks import ChunkReader, ChunkRun, chunk_runs
+from imager.disk.source import SourceDevice
+from imager.errors import ImageError, ImagerError, ReadFailedError, VerifyError
+from imager.extents import Extents, ExtentsBuilder
+from imager.image.codec import ChunkDecoder
+from imager.image.coverage import Coverage
+from imager.image.format import ChunkKind, Entry, RangeKind
+from imager.image.hashing import ContentDigest
+from imager.image.head import Head
+from imager.image.index import Segment
+from imager.image.reader import Completeness, ImageReader, LostRange, Problem
+from imager.pipeline import Progress, no_progress, ordered_map, thread_count
+
+BATCH = 8
+"""Frames that one thread takes at a time: fewer, larger reads and less to hand over."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found."""
+
+    path: Path
+    head: Head
+    completeness: Completeness
+    problems: tuple[Problem, ...]
+    lost: Extents
+    """Disk ranges that cannot be restored."""
+    unreadable: Extents
+    """Disk ranges that could not be read at the time of the capture."""
+    differing: Extents
+    """Disk ranges where the disk it was compared with holds something else."""
+    quick: bool
+    image_size: int
+    seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """`ok`, `degraded` (the capture could not read all), or `failed`."""
+        if self.problems or self.lost or self.differing:
+            return "failed"
+        if self.completeness is not Completeness.COMPLETE:
+            return "failed"
+        return "degraded" if self.unreadable else "ok"
+
+    def require_restorable(self) -> None:
+        """ImageError where anything that a restore needs is lost."""
+        if self.lost:
+            raise ImageError(
+                f"{self.path} is damaged: {len(self.lost)} ranges of the disk, "
+                f"{self.lost.total} bytes, cannot be restored; nothing was written "
+                "(imager check lists them, --salvage restores the rest)"
+            )
+
+    def require_good(self) -> None:
+        """The error that fits the verdict, unless it is `ok` or `degraded`."""
+        if self.differing:
+            raise VerifyError(f"the disk differs from {self.path} in {self.differing.total} bytes")
+        if self.verdict == "failed":
+            raise ImageError(f"{self.path} is damaged")
+
+
+class Batch(NamedTuple):
+    """Entries for one thread, each with the disk range that it covers."""
+
+    segment: Segment
+    placed: list[tuple[int, int, Entry]]
+
+
+def batches(segment: Segment, chunk_size: int, within: tuple[int, int]) -> Iterator[Batch]:
+    """The entries of `segment` that touch the disk range `within`, in handy numbers."""
+    placed = [
+        item
+        for item in segment.placed(chunk_size)
+        if item[0] < within[1] and item[1] > within[0]
+    ]
+    for first in range(0, len(placed), BATCH):
+        yield Batch(segment, placed[first : first + BATCH])
+
+
+def check(
+    path: Path,
+    quick: bool = False,
+    against: Path | None = None,
+    within: tuple[int, int] | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> CheckResult:
+    """Check the image at `path`; with `quick` its structure only; `against` a disk too.
+
+    `within` limits the decoding to chunks that touch this range of the disk, bytes.
+
+    Raises ImageError only where nothing of the image can be read at all; damage is in the result.
+    """
+    begun = time.monotonic()
+    with ImageReader(path) as image:
+        checker = _Checker(image, quick, within, threads, progress)
+        if against is None:
+            checker.run(None)
+        else:
+            sector_size = image.head.sector_size
+            with SourceDevice(against, sector_size=sector_size) as device:
+                if device.size < image.head.disk_size:
+                    raise VerifyError(
+                        f"{against} is smaller than the disk in {path}: "
+                        f"{device.size} instead of {image.head.disk_size} bytes"
+                    )
+                checker.run(device)
+        return CheckResult(
+            path=path,
+            head=image.head,
+            completeness=image.completeness,
+            problems=tuple(dict.fromkeys(image.problems)),
+            lost=Extents.of(checker.lost),
+            unreadable=checker.unreadable.build(),
+            differing=Extents.of(checker.differing),
+            quick=quick,
+            image_size=image.file.size,
+            seconds=time.monotonic() - begun,
+        )
+
+
+class _Checker:
+    def __init__(
+        self,
+        image: ImageReader,
+        quick: bool,
+        within: tuple[int, int] | None,
+        threads: int | None,
+        progress: Progress,
+    ) -> None:
+        self._image = image
+        self._quick = quick
+        self._within = within or (0, image.head.disk_size)
+        self._threads = thread_count(threads)
+        self._progress = progress
+        self._decoder = ChunkDecoder(image.algorithm, image.head.chunk_size)
+        self.lost: list[tuple[int, int]] = []
+        self.differing: list[tuple[int, int]] = []
+        self.unreadable = ExtentsBuilder()
+
+    def run(self, device: SourceDevice | None) -> None:
+        image = self._image
+        coverage = Coverage(image)
+        digest = ContentDigest(image.algorithm, image.head.disk_size, image.head.chunk_size)
+
+        def work() -> Iterator[Batch]:
+            coverage.begin()
+            for segment in image.segments():
+                if isinstance(segment, LostRange):
+                    self._lose(segment.start, segment.end)
+                    coverage.lose()
+                    continue
+                coverage.segment(segment)
+                for start, end in segment.map(RangeKind.UNREADABLE):
+                    self.unreadable.add(start, end)
+                for entry in segment.entries:
+                    digest.add(entry.content_hash, entry.chunks)
+                yield from batches(segment, image.head.chunk_size, self._within)
+
+        for done, problems in ordered_map(self._check_batch, work(), self._threads):
+            for problem in problems:
+                image.problems.append(problem)
+                if problem.start is not None and problem.end is not None:
+                    self._lose(problem.start, problem.end)
+            self._progress("check", done, image.file.size)
+        coverage.finish()
+        footer = image.footer
+        if footer is not None and not self.lost and digest.result() != footer.content_digest:
+            image.problems.append(Problem("the content digest differs from the chunks' hashes"))
+        if device is not None:
+            self._compare(device)
+
+    def _lose(self, start: int, end: int) -> None:
+        start, end = max(start, self._within[0]), min(end, self._within[1])
+        if start < end:
+            self.lost.append((start, end))
+
+    def _check_batch(self, batch: Batch) -> tuple[int, list[Problem]]:
+        problems = []
+        if not self._quick:
+            frames = self._image.read_frames([entry for _, _, entry in batch.placed])
+            for frame, (start, end, entry) in zip(frames, batch.placed, strict=True):
+                try:
+                    if isinstance(frame, ImagerError):
+                        raise frame
+                    self._decoder.decode(frame, entry, end - start)
+                except (ImageError, ReadFailedError) as error:
+                    problems.append(Problem(f"chunk at {start}: {error}", start, end))
+        last = batch.placed[-1][2]
+        return last.offset + last.stored_size, problems
+
+    def _compare(self, device: SourceDevice) -> None:
+        """Read the disk where the image holds it, and compare the chunks' hashes."""
+        image = self._image
+        reader = ChunkReader(device.readinto, image.head.chunk_size)
+        zero = bytes(image.head.chunk_size)
+
+        def compare(placed: tuple[ChunkRun, Entry]) -> tuple[ChunkRun, bool]:
+            run, entry = placed
+            chunk, _ = reader.read(run)
+            if entry.kind == ChunkKind.ZERO:
+                return run, chunk == zero[: len(chunk)]
+            return run, image.algorithm.digest(chunk) == entry.content_hash
+
+        for run, same in ordered_map(compare, self._stored_runs(), self._threads):
+            if not same:
+                self.differing.append((run.start, run.end))
+            self._progress("compare", run.end, image.head.disk_size)
+
+    def _stored_runs(self) -> Iterator[tuple[ChunkRun, Entry]]:
+        """Chunks of the disk of which the image holds something."""
+        image = self._image
+        for segment in image.segments():
+            if isinstance(segment, LostRange):
+                continue
+            held = stored_ranges(segment)
+            for start, end, entry in segment.placed(image.head.chunk_size):
+                for run in chunk_runs(held, start, end, image.head.chunk_size):
+                    if run.used:
+                        yield run, entry
+
+
+def stored_ranges(segment: Segment) -> Extents:
+    """The disk ranges whose content `segment` holds: not unused, unreadable or left out."""
+    absent = Extents()
+    for extents in segment.maps.values():
+        absent |= extents
+    return absent.complement(segment.start, segment.end)

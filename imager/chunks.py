@@ -1,0 +1,104 @@
+"""A disk as chunks: which hold anything, and reading one with its unused sectors as zeros."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from imager.errors import ReadFailedError
+from imager.extents import Extents
+
+READ_ACROSS = 1 << 16
+"""Gaps shorter than this are read along and zeroed in memory: cheaper than a second request."""
+
+ReadInto = Callable[[int, memoryview], None]
+"""Fills the view from a byte offset of a device; ReadFailedError where it cannot."""
+
+
+class ChunkRun(NamedTuple):
+    """Consecutive chunks: one that holds used sectors, or many that hold none."""
+
+    start: int
+    """First byte on the disk."""
+    end: int
+    used: Extents
+    """Used ranges inside, in disk bytes; empty for a run without any."""
+
+
+def chunk_runs(used: Extents, start: int, end: int, chunk_size: int) -> Iterator[ChunkRun]:
+    """Cut [start, end) of a disk into chunks; chunks with nothing used come as one run."""
+    while start < end:
+        following = used.next_start(start)
+        if following is None or following >= end:
+            yield ChunkRun(start, end, Extents())
+            return
+        first = following // chunk_size * chunk_size
+        if first > start:
+            yield ChunkRun(start, first, Extents())
+            start = first
+        stop = min(start + chunk_size, end)
+        yield ChunkRun(start, stop, used.clip(start, stop))
+        start = stop
+
+
+class ChunkReader:
+    """Reads chunks from a device into this thread's buffer."""
+
+    def __init__(
+        self,
+        readinto: ReadInto,
+        chunk_size: int,
+        salvage_sectors: int | None = None,
+    ) -> None:
+        """Read by `readinto`; with `salvage_sectors` (bytes) go on past errors sector by sector."""
+        self._readinto = readinto
+        self._zeros = bytes(chunk_size)
+        self._salvage_sectors = salvage_sectors
+        self._local = threading.local()
+
+    def read(self, run: ChunkRun) -> tuple[bytearray, list[tuple[int, int]]]:
+        """The chunk with zeros where nothing is used, and the ranges that could not be read.
+
+        The memory is this thread's, and valid until its next call. Raises ReadFailedError at the
+        first unreadable sector in use, unless errors are to be passed over.
+        """
+        chunk = self._buffer(run.end - run.start)
+        view = memoryview(chunk)
+        try:
+            for start, end in run.used.without_gaps(READ_ACROSS):
+                self._readinto(start, view[start - run.start : end - run.start])
+            unreadable: list[tuple[int, int]] = []
+        except ReadFailedError:
+            # The bad sector may be one that nobody uses.
+            unreadable = self._read_exactly(run, view)
+        for start, end in run.used.complement(run.start, run.end):
+            view[start - run.start : end - run.start] = self._zeros[: end - start]
+        return chunk, unreadable
+
+    def _read_exactly(self, run: ChunkRun, view: memoryview) -> list[tuple[int, int]]:
+        unreadable: list[tuple[int, int]] = []
+        for start, end in run.used:
+            part = view[start - run.start : end - run.start]
+            try:
+                self._readinto(start, part)
+            except ReadFailedError:
+                if self._salvage_sectors is None:
+                    raise
+                unreadable += self._read_sectors(start, part, self._salvage_sectors)
+        return unreadable
+
+    def _read_sectors(self, start: int, part: memoryview, size: int) -> Iterator[tuple[int, int]]:
+        for offset in range(0, len(part), size):
+            sector = part[offset : offset + size]
+            try:
+                self._readinto(start + offset, sector)
+            except ReadFailedError:
+                sector[:] = self._zeros[: len(sector)]
+                yield start + offset, start + offset + len(sector)
+
+    def _buffer(self, size: int) -> bytearray:
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) != size:
+            buffer = self._local.buffer = bytearray(size)
+        return buffer

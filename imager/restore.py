@@ -1,0 +1,318 @@
+"""Restore: an image onto a disk, nothing destroyed before the image is known to be good.
+
+    plan -> verify the image -> wipe old signatures -> write -> partition table last -> read back
+
+What a power cut leaves is a target without a partition table: it does not look bootable.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from imager.check import check
+from imager.disk.identity import Identity, identify, resolve
+from imager.disk.safety import check_target
+from imager.disk.target import TargetDevice
+from imager.errors import (
+    ImageError,
+    NotUnderstoodError,
+    ReadFailedError,
+    RefusedError,
+    UsageError,
+)
+from imager.extents import Extents
+from imager.image.head import Head
+from imager.image.origin import Origin
+from imager.layout.model import DiskLayout, VolumeLayout
+from imager.layout.relocate import relocate
+from imager.layout.table import read_table
+from imager.pipeline import Progress, no_progress, thread_count
+from imager.target_writer import EDGE, VISIBLE, Span, TargetWriter
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How to restore; the defaults are the safe ones."""
+
+    partition: int | None = None
+    """Restore this partition only, onto a partition."""
+    threads: int | None = None
+    only_changes: bool = False
+    verify_first: bool = True
+    """Verify all that is needed before anything is written."""
+    read_back: bool = True
+    salvage: bool = False
+    """Restore what is intact of a damaged image; the verdict is `failed` all the same."""
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """What a restore will do; nothing has been touched yet."""
+
+    image: Path | None
+    """None: standard input."""
+    head: Head
+    layout: DiskLayout
+    volumes: tuple[VolumeLayout, ...]
+    """What will be on the target."""
+    span: Span
+    """The part of the imaged disk that is restored, to the target's beginning."""
+    target: Identity
+    options: RestoreOptions
+    warnings: tuple[str, ...]
+    """What a person must know before saying yes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target that the restored disk or partition spans."""
+        return self.span.end - self.span.start
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """A finished restore."""
+
+    verdict: str
+    """`ok`; `degraded` if the capture could not read everything; `failed` after a salvage."""
+    written: int
+    """Bytes written with content."""
+    zeroed: int
+    unchanged: int
+    """Bytes that were right already."""
+    discarded: int
+    lost: Extents
+    """Disk ranges that the image no longer holds; left as they were."""
+    unreadable: Extents
+    """Disk ranges that the capture could not read: zeros now."""
+    read_back: bool
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def plan_restore(origin: Origin, target: str | Path, options: RestoreOptions) -> RestorePlan:
+    """Decide what goes where, and refuse what must not be; touches nothing.
+
+    `target` is a path, `serial:...` or `wwn:...`. Raises RefusedError with what to do where the
+    target is in use, too small, of another sector size or holds the image; ImageError where the
+    image is not complete (unless to be salvaged).
+    """
+    if not options.salvage:
+        origin.require_complete()
+    head = origin.head
+    layout = layout_of(head)
+    path = resolve(str(target))
+    span, volumes = _source_range(layout, options.partition)
+    identity = identify(path)
+    check_target(path, origin.files)
+    _check_fit(identity, layout, span, options.partition)
+    spare = identity.size - (span.end - span.start)
+    return RestorePlan(
+        image=origin.path,
+        head=head,
+        layout=layout,
+        volumes=volumes,
+        span=span,
+        target=identity,
+        options=options,
+        warnings=tuple(_warnings(layout, volumes, options, origin.path is None, spare)),
+    )
+
+
+def layout_of(head: Head) -> DiskLayout:
+    """The layout in an image's head; ImageError where it makes no sense."""
+    try:
+        layout = DiskLayout.from_json(head.facts.get("layout"))
+        if (layout.size, layout.sector_size) != (head.disk_size, head.sector_size):
+            raise ValueError("sizes differ")
+    except ValueError as error:
+        raise ImageError(f"the image's layout makes no sense: {error}") from None
+    return layout
+
+
+def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress) -> RestoreResult:
+    """Carry out `plan`.
+
+    Raises ImageError before anything is written if the image is damaged (unless to be salvaged),
+    WriteFailedError where the target fails, VerifyError where it reads back something else. After
+    an error once writing has begun, the target has no partition table.
+    """
+    begun = time.monotonic()
+    options = plan.options
+    if options.verify_first and plan.image is not None:
+        checked = check(
+            plan.image, threads=options.threads, progress=progress, within=plan.span
+        )
+        if not options.salvage:
+            checked.require_restorable()
+    with TargetDevice.open(Path(plan.target.path), create_size=plan.size) as target:
+        writer = TargetWriter(
+            origin,
+            target,
+            span=plan.span,
+            edges=_edges(plan),
+            table=plan.layout.table.extents,
+            only_changes=options.only_changes,
+            salvage=options.salvage,
+            threads=thread_count(options.threads),
+            progress=progress,
+        )
+        _wipe_signatures(target, plan)
+        writer.write()
+        target.sync()
+        final = _final_pieces(plan, writer.late_pieces(), target.size)
+        for offset, data in final:
+            target.write(offset - plan.span.start, memoryview(data))
+        target.sync()
+        if options.read_back:
+            writer.read_back(final)
+        notes = _settle(target, plan)
+    lost = Extents.of(writer.lost)
+    return RestoreResult(
+        verdict="failed" if lost else "degraded" if writer.unreadable else "ok",
+        written=writer.counts.written,
+        zeroed=writer.counts.zeroed,
+        unchanged=writer.counts.unchanged,
+        discarded=writer.counts.discarded,
+        lost=lost,
+        unreadable=Extents.of(writer.unreadable),
+        read_back=options.read_back,
+        notes=notes,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def _source_range(
+    layout: DiskLayout, partition: int | None
+) -> tuple[Span, tuple[VolumeLayout, ...]]:
+    """The part of the imaged disk to restore, and the volumes in it."""
+    if partition is None:
+        return Span(0, layout.size), layout.volumes
+    for volume in layout.volumes:
+        if volume.number == partition:
+            if volume.stored == "excluded":
+                raise UsageError(f"partition {partition} was left out of this image")
+            return Span(volume.start, volume.end), (volume,)
+    numbers = ", ".join(str(volume.number) for volume in layout.volumes if volume.number)
+    raise UsageError(f"there is no partition {partition} in the image, only: {numbers or 'none'}")
+
+
+def _check_fit(identity: Identity, layout: DiskLayout, span: Span, partition: int | None) -> None:
+    """RefusedError, with what to do, where the target cannot take it."""
+    if identity.size < span.end - span.start:
+        raise RefusedError(
+            f"{identity.path} is too small: {identity.size} bytes, "
+            f"{span.end - span.start} are needed"
+        )
+    if identity.kind == "file":
+        return
+    if identity.logical_sector != layout.sector_size:
+        raise RefusedError(
+            f"{identity.path} has sectors of {identity.logical_sector} bytes, the imaged disk had "
+            f"{layout.sector_size}: its partition table and file systems would not be readable"
+        )
+    if identity.kind == "partition" and partition is None and layout.table.kind != "none":
+        raise RefusedError(
+            f"{identity.path} is a partition, the image is of a whole disk: "
+            "name a disk, or one partition of the image with --partition"
+        )
+
+
+def _warnings(plan_layout: DiskLayout, volumes: tuple[VolumeLayout, ...], options: RestoreOptions,
+              streamed: bool, spare: int) -> list[str]:
+    warnings = []
+    if streamed or not options.verify_first:
+        warnings.append(
+            "the image is verified only while it is written: if it turns out to be damaged, "
+            "the target's old content is lost already"
+        )
+    if not options.read_back:
+        warnings.append("what was written is not read back")
+    if options.salvage:
+        warnings.append("damaged parts of the image are passed over")
+    if any(volume.stored == "excluded" for volume in volumes):
+        warnings.append("partitions that were left out of the image stay as they are on the target")
+    if spare and plan_layout.table.kind == "mbr":
+        warnings.append(f"{spare} bytes at the end of the larger target stay unpartitioned")
+    return warnings
+
+
+def _edges(plan: RestorePlan) -> Extents:
+    """The first and last MiB of the disk and of each volume, in disk bytes."""
+    pieces = [(plan.span.start, plan.span.end)]
+    pieces += [(volume.start, volume.end) for volume in plan.volumes]
+    ranges = []
+    for start, end in pieces:
+        ranges.append((start, min(start + EDGE, end)))
+        ranges.append((max(start, end - EDGE), end))
+    return Extents.of(ranges) - _left_out(plan)
+
+
+def _left_out(plan: RestorePlan) -> Extents:
+    return Extents.of(
+        (volume.start, volume.end) for volume in plan.volumes if volume.stored == "excluded"
+    )
+
+
+def _wipe_signatures(target: TargetDevice, plan: RestorePlan) -> None:
+    """Zero the ends of the target, of its old and of its new volumes: nothing old is found there."""
+    pieces = [(0, target.size)]
+    try:
+        pieces += [(old.start, old.end) for old in read_table(target).partitions]
+    except (NotUnderstoodError, ReadFailedError):
+        pass  # whatever it is, it goes
+    ranges = []
+    for start, end in pieces:
+        ranges.append((start, min(start + EDGE, end)))
+        ranges.append((max(start, end - EDGE), end))
+    # Whole-disk restores only: in a partition's, nothing is left out.
+    for start, end in (Extents.of(ranges) - _left_out(plan)).clip(0, target.size):
+        target.zero(start, end - start)
+    target.sync()
+
+
+def _final_pieces(
+    plan: RestorePlan, late: list[tuple[int, bytes]], target_size: int
+) -> list[tuple[int, bytes]]:
+    """What is written last, in order; a GPT is fitted to the target's size."""
+    if plan.options.partition is not None or plan.layout.table.kind != "gpt" or (
+        target_size == plan.head.disk_size
+    ):
+        return sorted(late, reverse=True)
+    fitted = list(relocate(Pieces(plan.head, late), target_size))
+    taken = Extents.of((offset, offset + len(data)) for offset, data in fitted)
+    rest = []
+    for offset, data in late:
+        for start, end in Extents.span(offset, offset + len(data)) - taken:
+            # The old backup's place lies amid the larger disk: it must not be found there.
+            piece = data[start - offset : end - offset] if start < VISIBLE else bytes(end - start)
+            rest.append((start, piece))
+    return rest + fitted
+
+
+class Pieces:
+    """A disk of which only some pieces are known, the rest zeros; a `Volume`."""
+
+    def __init__(self, head: Head, pieces: list[tuple[int, bytes]]) -> None:
+        """`pieces` are (offset, bytes)."""
+        self.size = head.disk_size
+        self.sector_size = head.sector_size
+        self._pieces = pieces
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As `Volume.read`."""
+        data = bytearray(size)
+        for start, piece in self._pieces:
+            low, high = max(start, offset), min(start + len(piece), offset + size)
+            if low < high:
+                data[low - offset : high - offset] = piece[low - start : high - start]
+        return bytes(data)
+
+
+def _settle(target: TargetDevice, plan: RestorePlan) -> tuple[str, ...]:
+    """Let the kernel see the new partitions, and libparted cross-check the table."""
+    if plan.options.partition is not None or plan.layout.table.kind == "none":
+        return ()
+    target.reread_partition_table()
+    return ()

@@ -1,0 +1,184 @@
+"""What an interrupted capture left, and how much of it is still true.
+
+The `.partial` is trusted in nothing: each of its frames is hashed, and the disk's chunk that it
+should hold is read and hashed too. The first difference ends what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from imager.chunks import ChunkReader, ChunkRun, chunk_runs
+from imager.errors import ImageError, UnsupportedImageError
+from imager.extents import Extents
+from imager.image.format import (
+    MAX_SEGMENT,
+    OPENING_SIZE,
+    PART_HEADER,
+    ChunkKind,
+    Entry,
+    IndexItem,
+    RangeKind,
+    Tag,
+)
+from imager.image.hashing import HashAlgorithm
+from imager.image.head import Head
+from imager.image.index import Segment
+from imager.image.opening import UNFINISHED, guard_opening
+from imager.image.reader import ImageReader, LostRange
+from imager.image.records import OVERHEAD, encode_record
+from imager.image.sink import FileSink
+from imager.pipeline import Progress, ordered_map
+
+
+class CapturePlan(NamedTuple):
+    """What the capture would write from the start."""
+
+    head: Head
+    used: Extents
+    unused: Extents
+    excluded: Extents
+
+
+@dataclass(frozen=True)
+class Remains:
+    """The beginning of an unfinished image that need not be written again."""
+
+    head: Head
+    uuid: bytes
+    part_starts: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+
+def find_remains(
+    sink: FileSink,
+    plan: CapturePlan,
+    reader: ChunkReader,
+    algorithm: HashAlgorithm,
+    threads: int,
+    progress: Progress,
+) -> Remains | None:
+    """What of the unfinished files behind `sink` is kept; None, and they are emptied, if nothing.
+
+    Whatever is decided, the files then begin with a guard: a crash may have caught them complete
+    but not yet renamed.
+    """
+    remains = None
+    first = sink.partial_parts()[0]
+    if first.stat().st_size > OPENING_SIZE:
+        sink.guard(guard_opening(UNFINISHED))
+        try:
+            with ImageReader(first) as partial:
+                if partial.algorithm == algorithm and _same_capture(partial.head, plan.head):
+                    segments = tuple(_kept(partial, plan, reader, threads, progress))
+                    starts = tuple(partial.file.starts)
+                    remains = Remains(partial.head, partial.uuid, starts, segments)
+        except UnsupportedImageError:
+            raise
+        except ImageError:
+            pass  # not even its head is intact: begin anew
+    if remains is None:
+        sink.truncate(0)
+    return remains
+
+
+_VOLATILE = ("created", "tool", "host", "note", "source")
+"""Facts of a head that may differ between two runs of the same capture."""
+_IDENTITY = ("model", "serial", "wwn")
+
+
+def _same_capture(old: Head, new: Head) -> bool:
+    """Whether both heads begin the same image: same disk, layout, used bytes and options."""
+    old_facts, new_facts = old.to_json(), new.to_json()
+    for facts in (old_facts, new_facts):
+        source = facts.get("source")
+        if not isinstance(source, dict):
+            return False
+        facts["identity"] = [source.get(key) for key in _IDENTITY]
+        for key in _VOLATILE:
+            facts.pop(key, None)
+    return old_facts == new_facts and old.incompatible == new.incompatible
+
+
+def _kept(
+    partial: ImageReader, plan: CapturePlan, reader: ChunkReader, threads: int, progress: Progress
+) -> Iterator[Segment]:
+    """The first segments that are intact, lie without gaps, and still hold what the disk holds."""
+    cursor = _Cursor(partial)
+    if not cursor.passes_head():
+        return
+
+    def holds(placed: tuple[int, int, Entry]) -> bool:
+        start, end, entry = placed
+        frame = partial.file.read(entry.offset, entry.stored_size)
+        if partial.algorithm.frame_digest(frame) != entry.frame_hash:
+            return False
+        runs = chunk_runs(plan.used, start, end, partial.head.chunk_size)
+        return all(_same_content(run, entry, reader, partial.algorithm) for run in runs)
+
+    for segment, item in zip(partial.segments(), partial.items(), strict=False):
+        if isinstance(segment, LostRange) or segment.map(RangeKind.UNREADABLE):
+            return
+        for kind, extents in (
+            (RangeKind.UNUSED, plan.unused),
+            (RangeKind.EXCLUDED, plan.excluded),
+        ):
+            if segment.map(kind) != extents.clip(segment.start, segment.end):
+                return
+        if not cursor.passes(segment, item):
+            return
+        placed = segment.placed(partial.head.chunk_size)
+        if not all(ordered_map(holds, placed, threads)):
+            return
+        progress("resume", plan.used.clip(0, segment.end).total, plan.used.total)
+        yield segment
+
+
+def _same_content(
+    run: ChunkRun, entry: Entry, reader: ChunkReader, algorithm: HashAlgorithm
+) -> bool:
+    if not run.used:
+        return entry.kind == ChunkKind.ZERO
+    chunk, unreadable = reader.read(run)
+    if unreadable:
+        return False
+    if entry.kind == ChunkKind.ZERO:
+        return not any(chunk)
+    return algorithm.digest(chunk) == entry.content_hash
+
+
+class _Cursor:
+    """Makes sure that what is kept lies in the file exactly as a writer would have put it."""
+
+    def __init__(self, partial: ImageReader) -> None:
+        self._partial = partial
+        self._offset = OPENING_SIZE
+        self._parts = [start for start in partial.file.starts if start]
+
+    def passes_head(self) -> bool:
+        """Whether the head's bytes are those that a writer makes of it."""
+        head = self._partial.head.encode()
+        record = encode_record(Tag.HEAD, self._partial.uuid, self._partial.algorithm, head)
+        self._offset += len(record)
+        return self._partial.file.read(OPENING_SIZE, len(record)) == record
+
+    def passes(self, segment: Segment, item: IndexItem) -> bool:
+        """Whether frames and record of the next segment follow each other without a gap."""
+        for entry in segment.entries:
+            self._pass_part()
+            if entry.offset != self._offset:
+                return False
+            self._offset += entry.stored_size
+        self._pass_part()
+        if item.offset != self._offset:
+            return False
+        self._offset += item.size
+        record = self._partial.read_record(item.offset, MAX_SEGMENT, Tag.SEGMENT)
+        return record.payload == segment.encode()
+
+    def _pass_part(self) -> None:
+        if self._parts and self._parts[0] == self._offset:
+            self._parts.pop(0)
+            self._offset += PART_HEADER.size + OVERHEAD
