@@ -64,10 +64,10 @@ def find_unmarked(mft: Mft, geometry: Geometry, marked: Extents) -> Extents:
     unmarked = Extents()
     pending: array[int] = array("Q")
     for record in mft.scan():
-        for position, header in rec.iter_attributes(record):
-            if not header.non_resident:
+        for position, length, non_resident in rec.iter_attributes(record):
+            if not non_resident:
                 continue
-            for run in rec.decode_runs(record, position, header, clusters)[1]:
+            for run in rec.decode_runs(record, position, length, clusters)[1]:
                 if run.lcn != SPARSE and not covers(*_span(run, geometry)):
                     pending.extend(_span(run, geometry))
         if len(pending) > 2 * _FLUSH:

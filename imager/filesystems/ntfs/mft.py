@@ -23,6 +23,9 @@ _LIST_ENTRY = Struct("<IHBBQQH")
 _MAX_LIST = 256 << 10
 """Windows lets no $ATTRIBUTE_LIST grow beyond this many bytes."""
 
+_MAX_RUNS = 1 << 17
+"""Runs of one file that are kept in memory; $Bitmap of 16 TiB has at most 2^17 clusters."""
+
 _MIRRORED = 4
 
 
@@ -85,10 +88,14 @@ class Mft:
         others = dict.fromkeys(entry.record_number for entry in entries)
         others.pop(number, None)
         places = {(number, a.header.type, a.header.instance) for a in attributes}
+        runs = 0
         for other in others:
             for attribute in self._extension(other, base):
                 attributes.append(attribute)
+                runs += len(attribute.runs)
                 places.add((other, attribute.header.type, attribute.header.instance))
+            if runs > _MAX_RUNS:
+                raise NotUnderstoodError(f"mft record {number} is too fragmented")
         for entry in entries:
             if (entry.record_number, entry.type, entry.instance) not in places:
                 raise NotUnderstoodError(f"the attribute list of mft record {number} is wrong")
@@ -155,8 +162,13 @@ class Mft:
         self._stream = self.stream(attributes, rec.DATA)
         for entry in self._list_entries(attributes):
             if entry.type == rec.DATA and not entry.name_length and entry.lowest_vcn:
-                attributes += self._extension(entry.record_number, base)
-                self._stream = self.stream(attributes, rec.DATA)
+                for attribute in self._extension(entry.record_number, base):
+                    part = attribute.non_resident
+                    if part and (part.lowest_vcn, attribute.header.instance) == (
+                        entry.lowest_vcn,
+                        entry.instance,
+                    ):
+                        self._stream.extend(attribute.runs)
         stream = self.stream(self.attributes(MFT), rec.DATA)
         stream.require_dense("$MFT")
         if not stream.runs or stream.runs[0].lcn != geometry.mft_lcn:
@@ -180,7 +192,7 @@ class Mft:
             raise NotUnderstoodError("an attribute list is damaged")
         if part:
             stream = self._make_stream(lists[0].runs, part)
-            data = stream.read(0, stream.size)
+            data = stream.read(0, stream.data_size)
         entries: list[ListEntry] = []
         position = 0
         while position + _LIST_ENTRY.size <= len(data):

@@ -29,8 +29,11 @@ _END = 0xFFFFFFFF
 _MULTI_SECTOR_HEADER = Struct("<4sHH")
 _MFT_RECORD = Struct("<4sHHQHHHHIIQH")
 _ATTRIBUTE = Struct("<IIBBHHH")
+_ATTRIBUTE_START = Struct("<II")
 _RESIDENT = Struct("<IHBB")
 _NON_RESIDENT = Struct("<qqHB5xqqq")
+_NON_RESIDENT_AT = 8
+_MIN_ATTRIBUTE = _ATTRIBUTE.size + _RESIDENT.size
 _RECORD_NUMBER_AT = 44
 _XP_USA_OFS = 48
 """From here on the update sequence array leaves room for the record's own number (NTFS 3.1)."""
@@ -146,68 +149,70 @@ def parse_record(block: bytes, number: int) -> Record | None:
     return Record(number, header, data)
 
 
-def iter_attributes(record: Record) -> Iterator[tuple[int, AttributeHeader]]:
-    """Each attribute's offset in the record and its header, bounds checked."""
+def iter_attributes(record: Record) -> Iterator[tuple[int, int, int]]:
+    """Each attribute's offset in the record, its length and its non_resident, bounds checked.
+
+    No NamedTuple here: this is the innermost loop of a scan of the MFT.
+    """
     data = record.data
     end = record.header.bytes_in_use
     position = record.header.attrs_offset
     last_type = 0
-    while position + 4 <= end:
-        (kind,) = unpack_from("<I", data, position)
+    unpack = _ATTRIBUTE_START.unpack_from
+    while position + _ATTRIBUTE_START.size <= end:
+        kind, length = unpack(data, position)
         if kind == _END:
             return
-        if position + _ATTRIBUTE.size + _RESIDENT.size > end:
-            break
-        header = AttributeHeader._make(_ATTRIBUTE.unpack_from(data, position))
         if (
             kind < last_type
-            or header.length & 7
-            or header.length < _ATTRIBUTE.size + _RESIDENT.size
-            or position + header.length > end
-            or header.non_resident > 1
+            or length & 7
+            or length < _MIN_ATTRIBUTE
+            or position + length > end
+            or data[position + _NON_RESIDENT_AT] > 1
         ):
             break
-        yield position, header
+        yield position, length, data[position + _NON_RESIDENT_AT]
         last_type = kind
-        position += header.length
+        position += length
     raise NotUnderstoodError(f"mft record {record.number} has damaged attributes")
 
 
 def decode_runs(
-    record: Record, position: int, header: AttributeHeader, clusters: int
+    record: Record, position: int, length: int, clusters: int
 ) -> tuple[NonResident, list[Run]]:
-    """The non-resident part and the runs of the attribute at `position`."""
+    """The non-resident part and the runs of the attribute of `length` bytes at `position`."""
     pairs_from = _ATTRIBUTE.size + _NON_RESIDENT.size
-    if header.length < pairs_from:
+    if length < pairs_from:
         raise NotUnderstoodError(f"mft record {record.number} has damaged attributes")
     part = NonResident._make(_NON_RESIDENT.unpack_from(record.data, position + _ATTRIBUTE.size))
     if (
-        not pairs_from <= part.mapping_pairs_offset <= header.length
+        not pairs_from <= part.mapping_pairs_offset <= length
         or part.lowest_vcn < 0
         or part.highest_vcn < part.lowest_vcn - 1
     ):
         raise NotUnderstoodError(f"mft record {record.number} has damaged attributes")
-    pairs = record.data[position + part.mapping_pairs_offset : position + header.length]
+    pairs = record.data[position + part.mapping_pairs_offset : position + length]
     return part, decode_runlist(pairs, part.lowest_vcn, part.highest_vcn, clusters)
 
 
 def parse_attributes(record: Record, clusters: int) -> list[Attribute]:
     """Decode every attribute of one record."""
     found: list[Attribute] = []
-    for position, header in iter_attributes(record):
+    for position, length, non_resident in iter_attributes(record):
+        header = AttributeHeader._make(_ATTRIBUTE.unpack_from(record.data, position))
         name_end = header.name_offset + 2 * header.name_length
-        if name_end > header.length:
+        if name_end > length:
             raise NotUnderstoodError(f"mft record {record.number} has damaged attributes")
         name = record.data[position + header.name_offset : position + name_end]
         value = b""
         part: NonResident | None = None
         runs: list[Run] = []
-        if header.non_resident:
-            part, runs = decode_runs(record, position, header, clusters)
+        if non_resident:
+            part, runs = decode_runs(record, position, length, clusters)
         else:
-            length, offset, _, _ = _RESIDENT.unpack_from(record.data, position + _ATTRIBUTE.size)
-            if offset + length > header.length:
+            size, offset, _, _ = _RESIDENT.unpack_from(record.data, position + _ATTRIBUTE.size)
+            if offset + size > length:
                 raise NotUnderstoodError(f"mft record {record.number} has damaged attributes")
-            value = record.data[position + offset : position + offset + length]
+            value = record.data[position + offset : position + offset + size]
         found.append(Attribute(header, name.decode("utf-16-le", "replace"), value, part, runs))
     return found

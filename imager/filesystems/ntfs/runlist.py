@@ -23,10 +23,11 @@ _MAX_VCN = 1 << 55
 
 
 class Run(NamedTuple):
-    """`length` clusters of an attribute, from its cluster `vcn`, at `lcn` of the volume or SPARSE."""
+    """`length` clusters of an attribute, from its cluster `vcn` on."""
 
     vcn: int
     lcn: int
+    """Where on the volume; or SPARSE."""
     length: int
 
 
@@ -73,21 +74,25 @@ class Stream:
         self, volume: Volume, cluster_size: int, runs: Sequence[Run], data_size: int, size: int
     ) -> None:
         """Map `runs`, which start at VCN 0 without a gap; `size` is the initialised size."""
-        self._volume = volume
-        self._cluster_size = cluster_size
-        self._starts = [run.vcn for run in runs]
-        self.runs = runs
-        mapped = (runs[-1].vcn + runs[-1].length) * cluster_size if runs else 0
-        vcn = 0
-        for run in runs:
-            if run.vcn != vcn:
-                raise NotUnderstoodError("a runlist has a gap")
-            vcn += run.length
         if not 0 <= size <= data_size:
             raise NotUnderstoodError("an attribute's sizes contradict each other")
+        self._volume = volume
+        self._cluster_size = cluster_size
+        self._starts: list[int] = []
+        self.runs: list[Run] = []
         self.data_size = data_size
         self.size = size
-        self.mapped = mapped
+        self.mapped = 0
+        self.extend(runs)
+
+    def extend(self, runs: Sequence[Run]) -> None:
+        """Map further `runs`, which go on where the last one ends."""
+        for run in runs:
+            if run.vcn * self._cluster_size != self.mapped:
+                raise NotUnderstoodError("a runlist has a gap")
+            self.runs.append(run)
+            self._starts.append(run.vcn)
+            self.mapped += run.length * self._cluster_size
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes at `offset`, both in bytes; sparse runs read as zeros."""
@@ -116,5 +121,7 @@ class Stream:
 
     def require_dense(self, name: str) -> None:
         """Raise NotUnderstoodError unless every run is allocated and all content is mapped."""
-        if self.size > self.mapped or any(run.lcn == SPARSE for run in self.runs):
+        if not self.size <= self.mapped <= self._volume.size or any(
+            run.lcn == SPARSE for run in self.runs
+        ):
             raise NotUnderstoodError(f"{name} is not fully allocated")
