@@ -612,6 +612,18 @@ def at_pairs(number: int, pairs: bytes) -> Callable[[Editor], None]:
     return lambda editor: editor.edit_attribute(number, 0x80, change)
 
 
+def empty(number: int) -> Callable[[Editor], None]:
+    """Leave no content, in a consistent way."""
+
+    def change(record: bytearray, at: int) -> None:
+        struct.pack_into("<q", record, at + 24, -1)
+        struct.pack_into("<qqq", record, at + 40, 0, 0, 0)
+        (pairs_at,) = struct.unpack_from("<H", record, at + 32)
+        record[at + pairs_at] = 0
+
+    return lambda editor: editor.edit_attribute(number, 0x80, change)
+
+
 DAMAGE: dict[str, tuple[Callable[[Editor], None], str]] = {
     "oem id": (put(3, "8s", b"-FVE-FS-"), "no ntfs boot sector"),
     "boot marker": (put(510, "<H", 0), "no ntfs boot sector"),
@@ -668,6 +680,11 @@ DAMAGE: dict[str, tuple[Callable[[Editor], None], str]] = {
     "log unmarked": (unmark(2), "does not mark the clusters of mft record 2"),
     "boot unmarked": (unmark(7), "does not mark the clusters of mft record 7"),
     "boot elsewhere": (at_pairs(7, b"\x11\x02\x01\x00"), "does not hold the boot sector|mark"),
+    "empty mft": (empty(0), "shorter than what should be in it"),
+    "empty mirror": (empty(1), "MFTMirr is not fully allocated"),
+    "empty log": (empty(2), "LogFile is not fully allocated"),
+    "empty bitmap": (empty(6), "Bitmap is not fully allocated"),
+    "empty boot": (empty(7), "does not hold the boot sector"),
     "root index": (in_attribute(5, 0x90, 0, "<I", 0x91, name="$I30"), "root directory is damaged"),
 }
 
@@ -688,6 +705,27 @@ def test_unreadable_metadata_is_reported_as_such(filled: Path) -> None:
 
     with pytest.raises(ReadFailedError):
         read_allocation("ntfs", Failing(filled))
+
+
+def test_mft_larger_than_ntfs_allows_is_not_scanned(editor: Editor) -> None:
+    """A sparse image could claim an $MFT of terabytes, and every record unused."""
+
+    class Huge(BytesVolume):
+        @property
+        def size(self) -> int:
+            return 1 << 44
+
+    def change(record: bytearray, at: int) -> None:
+        clusters = (1 << 30) + 1
+        struct.pack_into("<q", record, at + 24, clusters - 1)
+        struct.pack_into("<qqq", record, at + 40, *(clusters * 4096,) * 3)
+        (pairs_at,) = struct.unpack_from("<H", record, at + 32)
+        struct.pack_into("<BIHB", record, at + pairs_at, 0x24, clusters, editor.mft, 0)
+
+    editor.edit_attribute(0, 0x80, change)
+    struct.pack_into("<Q", editor.data, 40, (1 << 44) // 512)
+    with pytest.raises(NotUnderstoodError, match="larger than ntfs allows"):
+        read_allocation("ntfs", Huge(editor.data))
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 4096])

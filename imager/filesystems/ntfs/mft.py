@@ -14,7 +14,7 @@ from imager.filesystems import Volume
 from imager.filesystems.ntfs import record as rec
 from imager.filesystems.ntfs.boot import Geometry
 from imager.filesystems.ntfs.record import Attribute, Record
-from imager.filesystems.ntfs.runlist import Run, Stream
+from imager.filesystems.ntfs.runlist import MAX_RUNS, Run, Stream
 
 MFT, MFTMIRR, LOGFILE, VOLUME, ROOT, BITMAP, BOOT, BADCLUS = 0, 1, 2, 3, 5, 6, 7, 8
 """Record numbers of the system files."""
@@ -23,8 +23,8 @@ _LIST_ENTRY = Struct("<IHBBQQH")
 _MAX_LIST = 256 << 10
 """Windows lets no $ATTRIBUTE_LIST grow beyond this many bytes."""
 
-_MAX_RUNS = 1 << 17
-"""Runs of one file that are kept in memory; $Bitmap of 16 TiB has at most 2^17 clusters."""
+_MAX_RECORDS = 1 << 32
+"""Microsoft's limit of files on a volume; a record has 32 bits for its own number."""
 
 _MIRRORED = 4
 
@@ -54,6 +54,8 @@ class Mft:
         self._geometry = geometry
         self._stream = self._bootstrap()
         self.records = self._stream.size // geometry.record_size
+        if self.records > _MAX_RECORDS:
+            raise NotUnderstoodError("$MFT is larger than ntfs allows")
 
     def record(self, number: int) -> Record:
         """The record `number`, which has to be in use."""
@@ -94,7 +96,7 @@ class Mft:
                 attributes.append(attribute)
                 runs += len(attribute.runs)
                 places.add((other, attribute.header.type, attribute.header.instance))
-            if runs > _MAX_RUNS:
+            if runs > MAX_RUNS:
                 raise NotUnderstoodError(f"mft record {number} is too fragmented")
         for entry in entries:
             if (entry.record_number, entry.type, entry.instance) not in places:
@@ -171,7 +173,7 @@ class Mft:
                         self._stream.extend(attribute.runs)
         stream = self.stream(self.attributes(MFT), rec.DATA)
         stream.require_dense("$MFT")
-        if not stream.runs or stream.runs[0].lcn != geometry.mft_lcn:
+        if stream.runs[0].lcn != geometry.mft_lcn:
             raise NotUnderstoodError("$MFT is not where the boot sector says")
         return stream
 

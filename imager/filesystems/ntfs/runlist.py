@@ -15,6 +15,9 @@ from imager.filesystems import Volume
 PIECE = 4 << 20
 """Bytes that are read at once where a whole stream is read."""
 
+MAX_RUNS = 1 << 17
+"""Runs of one file that are kept in memory; $Bitmap of a 16 TiB volume has 2^17 clusters."""
+
 SPARSE = -1
 """The LCN of a run that nothing is allocated for."""
 
@@ -87,6 +90,8 @@ class Stream:
 
     def extend(self, runs: Sequence[Run]) -> None:
         """Map further `runs`, which go on where the last one ends."""
+        if len(self.runs) + len(runs) > MAX_RUNS:
+            raise NotUnderstoodError("a file is too fragmented")
         for run in runs:
             if run.vcn * self._cluster_size != self.mapped:
                 raise NotUnderstoodError("a runlist has a gap")
@@ -121,7 +126,6 @@ class Stream:
 
     def require_dense(self, name: str) -> None:
         """Raise NotUnderstoodError unless every run is allocated and all content is mapped."""
-        if not self.size <= self.mapped <= self._volume.size or any(
-            run.lcn == SPARSE for run in self.runs
-        ):
+        allocated = self.runs and all(run.lcn != SPARSE for run in self.runs)
+        if not allocated or not self.size <= self.mapped <= self._volume.size:
             raise NotUnderstoodError(f"{name} is not fully allocated")
