@@ -8,7 +8,7 @@ healthy volumes; they prove nothing and reject nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,12 +43,10 @@ class Allocation:
     """What a person should know, as short clauses: "journal not replayed"."""
 
 
-Reader = Callable[[Volume], Allocation]
-
-
-def _readers() -> dict[str, Reader]:
-    """The registry: blkid's name of a type to the reader that knows it; imports only on use."""
-    return {}
+_READERS: dict[str, str] = {
+    "ntfs": "imager.filesystems.ntfs",
+}
+"""The registry: blkid's name of a type to the module that reads it; imported only on use."""
 
 
 def read_allocation(kind: str, volume: Volume) -> Allocation:
@@ -57,10 +55,10 @@ def read_allocation(kind: str, volume: Volume) -> Allocation:
     Raises NotUnderstoodError with the reason where the whole volume has to be stored, and
     ReadFailedError where metadata cannot be read.
     """
-    reader = _readers().get(kind)
-    if reader is None:
+    module = _READERS.get(kind)
+    if module is None:
         raise NotUnderstoodError(f"allocation of {kind} is not known to this version")
-    allocation = reader(volume)
+    allocation: Allocation = importlib.import_module(module).read_allocation(volume)
     if allocation.allocated and allocation.allocated.end > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
     return allocation
