@@ -78,7 +78,8 @@ def analyse(
         return _all_raw(disk, "the partition table cannot be read", only, exclude)
     left_out = _left_out(table, only, exclude)
     whole, doubt = _identify(disk, None)
-    if table.kind == "none" or (table.kind == "mbr" and not table.partitions and whole):
+    if table.kind == "none" or (table.kind == "mbr" and not table.partitions):
+        # An empty MBR is what a file system with boot code of its own looks like, too.
         return _assemble(disk, table, [_piece(disk, None, whole, doubt)], None, None)
     if whole and whole.usage == "raid" and not raw:
         return _all_raw(disk, f"the whole disk is part of a RAID ({whole.kind})", only, exclude)

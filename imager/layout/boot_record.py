@@ -31,6 +31,8 @@ _FOREIGN = (
     (512, b"\x57\x45\x56\x82", 512 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
     (0, b"\x0b\xe5\xa9\x41", 0, b"", "an SGI disk label"),
     (508, b"\xda\xbe", 0, b"", "a Sun disk label"),
+    (64, b"\x57\x45\x56\x82", 64 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
+    (4, b"IPL1", 0, b"", "a PC-98 partition table"),
     (0, b"\xc9\xc2\xd4\xc1", 0, b"", "an AIX boot record"),
 )
 """Tables that are recognised only to say so: (offset, magic, second offset, second magic, name)."""

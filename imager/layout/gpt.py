@@ -234,7 +234,8 @@ def _check_geometry(header: Header, unit: int, sectors: int) -> None:
     end = start + array_sectors(header, unit)
     if start <= PRIMARY_LBA or end > sectors or start <= header.my_lba < end:
         raise NotUnderstoodError("its entries are outside the disk")
-    if (start <= last and first < end) or first <= header.my_lba <= last:
+    headers = (header.my_lba, header.alternate_lba)
+    if (start <= last and first < end) or any(first <= lba <= last for lba in headers):
         raise NotUnderstoodError("it overlaps its usable range")
 
 

@@ -88,10 +88,9 @@ def _extents(pairs: list[object], where: str) -> Extents:
     last = -1
     ranges: list[tuple[int, int]] = []
     for pair in pairs:
-        match pair:
-            case [int(start), int(end)] if last < start < end < _LIMIT:
-                ranges.append((start, end))
-                last = end
-            case _:
-                raise ValueError(f"{where} has an invalid range")
+        bounds = _parse(tuple[int, ...], pair, where)
+        if len(bounds) != 2 or not last < bounds[0] < bounds[1]:
+            raise ValueError(f"{where} has an invalid range")
+        ranges.append(bounds)
+        last = bounds[1]
     return Extents.of(ranges)
