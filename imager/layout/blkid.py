@@ -42,6 +42,8 @@ def identify(path: str | os.PathLike[str], offset: int, size: int) -> Identity |
     program = shutil.which("blkid", path=search)
     if program is None:
         raise MissingToolError("blkid is missing: install the package util-linux")
+    if not os.access(path, os.R_OK):
+        raise NotUnderstoodError("it cannot be opened")  # blkid would just say "nothing found"
     result = subprocess.run(
         [program, "-p", "-o", "udev", "-O", str(offset), "-S", str(size), "--", os.fspath(path)],
         stdin=subprocess.DEVNULL,

@@ -55,8 +55,8 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (8244, rb"Re(?:IsErFs|IsEr2Fs|IsEr3Fs)", "reiserfs"),
     (65588, rb"Re(?:IsErFs|IsEr2Fs|IsEr3Fs)", "reiserfs"),
     (65536, rb"ReIsEr4", "reiser4"),
-    (9564, rb"\x54\x19\x01\0|\0\x01\x19\x54", "UFS"),
-    (66908, rb"\x19\x01\x54\x19|\x19\x54\x01\x19", "UFS"),
+    (9564, rb"\x54\x19\x01\0|\0\x01\x19\x54|\x19\x01\x54\x19|\x19\x54\x01\x19", "UFS"),
+    (66908, rb"\x54\x19\x01\0|\0\x01\x19\x54|\x19\x01\x54\x19|\x19\x54\x01\x19", "UFS"),
     # zec_magic of the label's boot block, in either byte order
     (16344, rb"\x11\x7a\x0c\xb1\x7a\xda\x10\x02|\x02\x10\xda\x7a\xb1\x0c\x7a\x11", "ZFS"),
     (32768, rb"JFS1", "JFS"),
