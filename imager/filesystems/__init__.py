@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 from imager.errors import NotUnderstoodError
@@ -46,9 +47,13 @@ class Allocation:
 Reader = Callable[[Volume], Allocation]
 
 
-def _readers() -> dict[str, Reader]:
-    """The registry: blkid's name of a type to the reader that knows it; imports only on use."""
-    return {}
+_READERS: dict[str, str] = {
+    "msdos": "imager.filesystems.fat",
+    "swap": "imager.filesystems.swap",
+    "swsuspend": "imager.filesystems.swap",
+    "vfat": "imager.filesystems.fat",
+}
+"""The registry: blkid's name of a type to the module that reads it, imported on first use."""
 
 
 def read_allocation(kind: str, volume: Volume) -> Allocation:
@@ -57,9 +62,10 @@ def read_allocation(kind: str, volume: Volume) -> Allocation:
     Raises NotUnderstoodError with the reason where the whole volume has to be stored, and
     ReadFailedError where metadata cannot be read.
     """
-    reader = _readers().get(kind)
-    if reader is None:
+    module = _READERS.get(kind)
+    if module is None:
         raise NotUnderstoodError(f"allocation of {kind} is not known to this version")
+    reader: Reader = import_module(module).read_allocation
     allocation = reader(volume)
     if allocation.allocated and allocation.allocated.end > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
