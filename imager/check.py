@@ -83,9 +83,7 @@ class Batch(NamedTuple):
 def batches(segment: Segment, chunk_size: int, within: tuple[int, int]) -> Iterator[Batch]:
     """The entries of `segment` that touch the disk range `within`, in handy numbers."""
     placed = [
-        item
-        for item in segment.placed(chunk_size)
-        if item[0] < within[1] and item[1] > within[0]
+        item for item in segment.placed(chunk_size) if item[0] < within[1] and item[1] > within[0]
     ]
     for first in range(0, len(placed), BATCH):
         yield Batch(segment, placed[first : first + BATCH])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from bitarray import bitarray
@@ -131,7 +131,7 @@ class Extents:
         return Extents(bounds)
 
     def shift(self, distance: int) -> Extents:
-        """Every range moved by `distance` bytes."""
+        """Every range moved by `distance` bytes; OverflowError if one would leave 64 bits."""
         return Extents(array("Q", (bound + distance for bound in self._bounds)))
 
     def complement(self, start: int, end: int) -> Extents:
@@ -164,50 +164,70 @@ class Extents:
         return builder.build()
 
     def __or__(self, other: Extents) -> Extents:
-        return self._merge(other, lambda mine, theirs: mine or theirs)
+        if not self or not other:
+            return self or other
+        return self._merge(other, (False, True, True, True))
 
     def __and__(self, other: Extents) -> Extents:
-        return self._merge(other, lambda mine, theirs: mine and theirs)
+        if not self or not other:
+            return Extents()
+        return self._merge(other, (False, False, False, True))
 
     def __sub__(self, other: Extents) -> Extents:
-        return self._merge(other, lambda mine, theirs: mine and not theirs)
+        if not self or not other:
+            return self
+        return self._merge(other, (False, False, True, False))
 
-    def _merge(self, other: Extents, keep: Callable[[bool, bool], bool]) -> Extents:
-        """Sweep both boundary arrays; cheap where only a part of one meets the other."""
-        if not self or not other or self.end <= other.start or other.end <= self.start:
-            return self._merge_apart(other, keep)
+    def _merge(self, other: Extents, keep: tuple[bool, bool, bool, bool]) -> Extents:
+        """Sweep both sets; `keep[2 * in_mine + in_theirs]` says what belongs to the result.
+
+        Up to the next boundary of the one set, all boundaries of the other act alike: each toggles
+        the result, or none does. So they are copied, or passed over, as one slice, and merging a
+        large set with a small one costs little more than a copy of the large one.
+        """
         mine, theirs = self._bounds, other._bounds
+        mine_end, theirs_end = len(mine), len(theirs)
+        # By whether we are inside the other set: does a boundary of this one toggle the result?
+        mine_toggles = (keep[0] != keep[2], keep[1] != keep[3])
+        theirs_toggle = (keep[0] != keep[1], keep[2] != keep[3])
         out: array[int] = array("Q")
         i = j = 0
-        while i < len(mine) or j < len(theirs):
-            if j >= len(theirs) or (i < len(mine) and mine[i] <= theirs[j]):
-                at = mine[i]
-            else:
-                at = theirs[j]
-            while i < len(mine) and mine[i] == at:
+        while i < mine_end and j < theirs_end:
+            at = theirs[j]
+            if mine[i] < at:
+                first, i = i, i + 1
+                if i < mine_end and mine[i] < at:
+                    i = _gallop(mine, at, i)
+                if mine_toggles[j & 1]:
+                    out.extend(mine[first:i])
+                if i == mine_end:
+                    break
+            at = mine[i]
+            if theirs[j] < at:
+                first, j = j, j + 1
+                if j < theirs_end and theirs[j] < at:
+                    j = _gallop(theirs, at, j)
+                if theirs_toggle[i & 1]:
+                    out.extend(theirs[first:j])
+            elif theirs[j] == at:
                 i += 1
-            while j < len(theirs) and theirs[j] == at:
                 j += 1
-            if keep(bool(i & 1), bool(j & 1)) != bool(len(out) & 1):
-                out.append(at)
+                if keep[2 * (i & 1) + (j & 1)] != len(out) & 1:
+                    out.append(at)
+        if mine_toggles[0]:
+            out.extend(mine[i:])
+        if theirs_toggle[0]:
+            out.extend(theirs[j:])
         return Extents(out)
 
-    def _merge_apart(self, other: Extents, keep: Callable[[bool, bool], bool]) -> Extents:
-        """Merge two sets whose hulls do not overlap (they may touch)."""
-        parts = [self] if self and keep(True, False) else []
-        if other and keep(False, True):
-            parts.append(other)
-        if len(parts) < 2:
-            return parts[0] if parts else Extents()
-        parts.sort(key=lambda part: part.start)
-        bounds = parts[0]._bounds[:]
-        second = parts[1]._bounds
-        if bounds[-1] == second[0]:
-            bounds.pop()
-            bounds.extend(second[1:])
-        else:
-            bounds.extend(second)
-        return Extents(bounds)
+
+def _gallop(bounds: array[int], at: int, start: int) -> int:
+    """The first position from `start` on whose boundary is not less than `at`; quick if near."""
+    end = len(bounds)
+    near = start + 8
+    if near < end and bounds[near] < at:
+        return bisect_left(bounds, at, near)
+    return bisect_left(bounds, at, start, min(near, end))
 
 
 class ExtentsBuilder:
@@ -219,7 +239,11 @@ class ExtentsBuilder:
         self._slack = max(join_gaps_below - 1, 0)
 
     def add(self, start: int, end: int) -> None:
-        """Add [start, end); ValueError if it starts before the last range's start."""
+        """Add [start, end); nothing where it is empty.
+
+        ValueError if it starts before the last range does (as joined so far), OverflowError outside
+        of 64 bits.
+        """
         if start >= end:
             return
         bounds = self._bounds
@@ -236,16 +260,25 @@ class ExtentsBuilder:
         """Add the units whose bit is 1 among the first `bits` of `bitmap`.
 
         Bit i, counted from the least significant, stands for `unit` bytes at `base + i * unit`.
+        ValueError if the bitmap has fewer bits, or as `add` raises it.
         """
+        if not 0 <= bits <= 8 * len(bitmap):
+            raise ValueError(f"{bits} bits are not in a bitmap of {len(bitmap)} bytes")
         field = bitarray(endian="little")
         field.frombytes(bitmap)
         find = field.find
+        bounds = self._bounds
         position = find(1, 0, bits)
         while position >= 0:
             stop = find(0, position, bits)
             if stop < 0:
                 stop = bits
-            self.add(base + position * unit, base + stop * unit)
+            start = base + position * unit
+            if bounds and start <= bounds[-1] + self._slack:
+                self.add(start, base + stop * unit)
+            else:  # spelt out: millions of runs come this way
+                bounds.append(start)
+                bounds.append(base + stop * unit)
             position = find(1, stop, bits) if stop < bits else -1
 
     def build(self) -> Extents:

@@ -141,9 +141,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
     begun = time.monotonic()
     options = plan.options
     if options.verify_first and plan.image is not None:
-        checked = check(
-            plan.image, threads=options.threads, progress=progress, within=plan.span
-        )
+        checked = check(plan.image, threads=options.threads, progress=progress, within=plan.span)
         if not options.salvage:
             checked.require_restorable()
     with TargetDevice.open(Path(plan.target.path), create_size=plan.size) as target:
@@ -219,8 +217,13 @@ def _check_fit(identity: Identity, layout: DiskLayout, span: Span, partition: in
         )
 
 
-def _warnings(plan_layout: DiskLayout, volumes: tuple[VolumeLayout, ...], options: RestoreOptions,
-              streamed: bool, spare: int) -> list[str]:
+def _warnings(
+    plan_layout: DiskLayout,
+    volumes: tuple[VolumeLayout, ...],
+    options: RestoreOptions,
+    streamed: bool,
+    spare: int,
+) -> list[str]:
     warnings = []
     if streamed or not options.verify_first:
         warnings.append(
@@ -276,8 +279,10 @@ def _final_pieces(
     plan: RestorePlan, late: list[tuple[int, bytes]], target_size: int
 ) -> list[tuple[int, bytes]]:
     """What is written last, in order; a GPT is fitted to the target's size."""
-    if plan.options.partition is not None or plan.layout.table.kind != "gpt" or (
-        target_size == plan.head.disk_size
+    if (
+        plan.options.partition is not None
+        or plan.layout.table.kind != "gpt"
+        or (target_size == plan.head.disk_size)
     ):
         return sorted(late, reverse=True)
     fitted = list(relocate(Pieces(plan.head, late), target_size))

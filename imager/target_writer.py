@@ -66,7 +66,9 @@ class Counts:
         self.written = self.zeroed = self.unchanged = self.discarded = 0
         self._lock = threading.Lock()
 
-    def add(self, written: int = 0, zeroed: int = 0, unchanged: int = 0, discarded: int = 0) -> None:
+    def add(
+        self, written: int = 0, zeroed: int = 0, unchanged: int = 0, discarded: int = 0
+    ) -> None:
         """Count, from any thread."""
         with self._lock:
             self.written += written

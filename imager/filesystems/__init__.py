@@ -44,7 +44,14 @@ class Allocation:
 
 
 _READERS: dict[str, str] = {
+    "ext2": "imager.filesystems.ext",
+    "ext3": "imager.filesystems.ext",
+    "ext4": "imager.filesystems.ext",
+    "msdos": "imager.filesystems.fat",
     "ntfs": "imager.filesystems.ntfs",
+    "swap": "imager.filesystems.swap",
+    "swsuspend": "imager.filesystems.swap",
+    "vfat": "imager.filesystems.fat",
 }
 """The registry: blkid's name of a type to the module that reads it; imported only on use."""
 

@@ -18,12 +18,12 @@ PARTIAL = "PARTIAL: some partitions of the disk were left out on request"
 def plain_opening(disk_size: int, split: bool) -> bytes:
     """The opening of a full image of a disk of `disk_size` bytes."""
     if split:
-        parts = "cat X.0*"
+        parts = "cat X.[0-9]*"
         commands = (
             f"{parts} | zstd -t && [ $({parts} | zstd -dc | wc -c) = {disk_size} ] &&\n"
             f"{parts} | zstd -dc | dd of=/dev/sdX bs=4M iflag=fullblock conv=fsync\n"
         )
-        where = "X.001, X.002 and so on are the parts of this image"
+        where = "X.0001, X.0002 ... are its parts"
     else:
         commands = (
             f"zstd -t X && [ $(zstd -dc X | wc -c) = {disk_size} ] &&\n"

@@ -1,0 +1,218 @@
+"""`imager capture`: a disk into an image."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.cli.arguments import add_common, add_threads, partition_list, size
+from imager.cli.layout import layout_lines, volumes_hit
+from imager.cli.progress import ProgressDisplay
+from imager.cli.text import format_duration, format_size
+from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
+from imager.image.format import DEFAULT_CHUNK
+from imager.image.sink import MAX_PART
+
+_EPILOG = """\
+examples:
+  imager capture /dev/sda /mnt/usb/sda.img           the whole disk, what is in use
+  imager capture /dev/sda --dry-run                  what would be stored, and why
+  imager capture --verify /dev/sda sda.img           check the image right afterwards
+  imager capture --split 4G /dev/sda /mnt/fat/sda    parts for a FAT32 stick
+  imager capture --exclude 3 /dev/sda sda.img        without partition 3
+  imager capture --resume /dev/sda sda.img           go on after a crash
+  imager capture /dev/sda - | ssh nas 'cat > sda.img'
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "capture",
+        help="store a disk in an image file",
+        description="Store the used sectors of a disk, partition or disk-image file in an image. "
+        "The source is only ever read.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="disk, partition or disk-image file")
+    parser.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="file to write; - for standard output"
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=DEFAULT_LEVEL,
+        metavar="N",
+        help="zstd compression level, 1 to 19 (default %(default)s)",
+    )
+    add_threads(parser)
+    parser.add_argument(
+        "--chunk-size",
+        type=size,
+        default=DEFAULT_CHUNK,
+        metavar="SIZE",
+        help="64KiB to 16MiB, a power of two (default 1MiB)",
+    )
+    parser.add_argument(
+        "--only",
+        type=partition_list,
+        default=(),
+        metavar="N[,N...]",
+        help="store only these partitions; a restore leaves the others alone",
+    )
+    parser.add_argument(
+        "--exclude",
+        type=partition_list,
+        default=(),
+        metavar="N[,N...]",
+        help="leave out these partitions",
+    )
+    parser.add_argument("--raw", action="store_true", help="store every sector, used or not")
+    parser.add_argument(
+        "--keep-gaps", action="store_true", help="store large unpartitioned space, too"
+    )
+    parser.add_argument(
+        "--split",
+        type=size,
+        metavar="SIZE",
+        help="write parts IMAGE.0001 and so on of at most SIZE, 64MiB to 4GiB",
+    )
+    parser.add_argument("--note", default="", help="a line to be kept in the image")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be stored and about how large the image would be",
+    )
+    parser.add_argument(
+        "--continue-on-read-error",
+        action="store_true",
+        help="go on past unreadable sectors: they become zeros, the verdict is degraded",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted capture of the same disk"
+    )
+    parser.add_argument("--verify", action="store_true", help="check the image right afterwards")
+    parser.add_argument(
+        "--consistency",
+        choices=("offline", "crash"),
+        default="offline",
+        help="offline (default): refuse a disk that is mounted read-write; "
+        "crash: store it whole, as a power cut would leave it",
+    )
+    parser.add_argument(
+        "--sector-size",
+        type=int,
+        choices=(512, 4096),
+        help="of a disk-image file (default 512)",
+    )
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command."""
+    options = CaptureOptions(
+        level=arguments.level,
+        threads=arguments.threads,
+        chunk_size=arguments.chunk_size,
+        only=arguments.only,
+        exclude=arguments.exclude,
+        raw=arguments.raw,
+        keep_gaps=arguments.keep_gaps,
+        split=_part_size(arguments.split),
+        note=arguments.note,
+        continue_on_read_error=arguments.continue_on_read_error,
+        resume=arguments.resume,
+        verify=arguments.verify,
+        crash_consistent=arguments.consistency == "crash",
+        sector_size=arguments.sector_size,
+    )
+    if arguments.dry_run:
+        with ProgressDisplay(arguments.quiet) as progress:
+            _print_preview(preview(arguments.source, options, progress), arguments.json)
+        return EXIT_OK
+    if arguments.image is None:
+        raise UsageError("name the image file to write, or - for standard output")
+    piped = arguments.image == "-"
+    if piped and sys.stdout.isatty():
+        raise UsageError("an image is not written to a terminal: redirect standard output")
+    image = sys.stdout.fileno() if piped else Path(arguments.image)
+    with ProgressDisplay(arguments.quiet) as progress:
+        result = capture(arguments.source, image, options, progress)
+    out = sys.stderr if piped else sys.stdout
+    if arguments.json:
+        print(json.dumps(_result_json(result), indent=2), file=out)
+    elif not arguments.quiet:
+        print("\n".join(_result_lines(result)), file=out)
+    if result.check is not None:
+        result.check.require_good()
+    return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
+
+
+def _part_size(value: int | None) -> int | None:
+    """4GiB stands for the largest file that FAT32 holds, which is one byte less."""
+    return value - 1 if value == MAX_PART + 1 else value
+
+
+def _result_lines(result: CaptureResult) -> list[str]:
+    lines = list(layout_lines(result.layout))
+    if result.resumed:
+        lines.append(f"{format_size(result.resumed)} of the disk were taken over from before")
+    if result.unreadable:
+        hit = ", ".join(volumes_hit(result.layout, result.unreadable))
+        lines.append(
+            f"{result.unreadable.total} bytes in {len(result.unreadable)} places could not be read "
+            f"and are zeros in the image: {hit}"
+        )
+        lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    names = ", ".join(str(path) for path in result.image.files) or "standard output"
+    lines.append(
+        f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "
+        f"on a disk of {format_size(result.disk_size)}, in {format_duration(result.seconds)}"
+    )
+    if result.check is not None:
+        lines.append(f"checked: {result.check.verdict}")
+    lines.append(f"verdict: {result.verdict}")
+    return lines
+
+
+def _result_json(result: CaptureResult) -> dict[str, object]:
+    return {
+        "verdict": result.verdict,
+        "files": [str(path) for path in result.image.files],
+        "image_size": result.image.size,
+        "uuid": result.uuid,
+        "content_digest": result.image.content_digest.hex(),
+        "disk_size": result.disk_size,
+        "used": result.used,
+        "zero": result.zero,
+        "unreadable": [list(pair) for pair in result.unreadable],
+        "resumed": result.resumed,
+        "seconds": round(result.seconds, 3),
+        "check": result.check.verdict if result.check else None,
+        "layout": result.layout.to_json(),
+    }
+
+
+def _print_preview(found: Preview, as_json: bool) -> None:
+    if as_json:
+        facts = {
+            "layout": found.layout.to_json(),
+            "used": found.used,
+            "expected_image_size": found.expected_size,
+            "sampled": found.sampled,
+            "smallest_disk": found.layout.size,
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    print("\n".join(layout_lines(found.layout)))
+    print(f"{format_size(found.used)} in use would be stored")
+    print(
+        f"expected image: about {format_size(found.expected_size)} "
+        f"(from compressing {format_size(found.sampled)} of it)"
+    )
+    print(f"smallest disk for a restore: {found.layout.size} bytes")

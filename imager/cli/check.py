@@ -1,0 +1,135 @@
+"""`imager check`: is the image good?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from imager.check import CheckResult, check
+from imager.cli.arguments import add_common, add_threads
+from imager.cli.layout import volumes_hit
+from imager.cli.progress import ProgressDisplay
+from imager.cli.text import format_duration, format_size
+from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
+from imager.extents import Extents
+from imager.image.reader import Completeness
+from imager.restore import layout_of
+
+_EPILOG = """\
+examples:
+  imager check sda.img                     decode and hash everything
+  imager check --quick /mnt/backup/*.img   structure only, in seconds
+  imager check sda.img --against /dev/sda  is the disk still as it was?
+"""
+_SHOWN = 20
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "check",
+        help="prove that images are good",
+        description="Decode and hash every chunk of an image, and compare its structure with "
+        "itself. Damage is mapped to the partitions that it hits.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path)
+    parser.add_argument("--quick", action="store_true", help="structure only, no chunks")
+    parser.add_argument(
+        "--against", metavar="DEVICE", type=Path, help="compare with this disk as well"
+    )
+    add_threads(parser)
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; the status is that of the worst image."""
+    statuses = []
+    reports = []
+    for path in arguments.images:
+        try:
+            with ProgressDisplay(arguments.quiet) as progress:
+                result = check(
+                    path,
+                    quick=arguments.quick,
+                    against=arguments.against,
+                    threads=arguments.threads,
+                    progress=progress,
+                )
+        except ImagerError as error:
+            if len(arguments.images) == 1:
+                raise
+            statuses.append(error.exit_code)
+            reports.append({"image": str(path), "verdict": "failed", "error": str(error)})
+            if not arguments.json:
+                print(f"{path}: failed: {error}")
+            continue
+        statuses.append(_status(result))
+        reports.append(_report_json(result))
+        if not arguments.json and not arguments.quiet:
+            print("\n".join(_report_lines(result)))
+    if arguments.json:
+        print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+    failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]
+    return failures[0] if failures else max(statuses)
+
+
+def _status(result: CheckResult) -> int:
+    if result.verdict != "failed":
+        return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
+    if result.differing and not result.problems and not result.lost:
+        return VerifyError.exit_code
+    return ImageError.exit_code
+
+
+def _report_lines(result: CheckResult) -> list[str]:
+    how = "structure only" if result.quick else "every chunk decoded and hashed"
+    lines = [
+        f"{result.path}: {result.verdict} ({format_size(result.image_size)}, {how}, "
+        f"{format_duration(result.seconds)})"
+    ]
+    if result.completeness is not Completeness.COMPLETE:
+        lines.append(f"  the image is {result.completeness.value}: its end is missing")
+    lines += [f"  {problem.message}" for problem in result.problems[:_SHOWN]]
+    if len(result.problems) > _SHOWN:
+        lines.append(f"  and {len(result.problems) - _SHOWN} more problems")
+    if result.lost:
+        lines.append(f"  lost: {_where(result, result.lost)}")
+        intact = result.head.disk_size - result.lost.total
+        lines.append(f"  can still be read: {format_size(intact)} of the disk (--salvage)")
+    elif result.problems:
+        lines.append("  nothing of the disk is lost by it: imager restore still works")
+    if result.unreadable:
+        hit = _where(result, result.unreadable)
+        lines.append(f"  could not be read when it was captured: {hit}")
+    if result.differing:
+        hit = _where(result, result.differing)
+        lines.append(f"  the disk differs: {hit}")
+    return lines
+
+
+def _where(result: CheckResult, ranges: Extents) -> str:
+    """How much, and which partitions it hits."""
+    try:
+        hit = ", ".join(volumes_hit(layout_of(result.head), ranges))
+    except ImageError:
+        hit = "where, the image's layout does not tell"
+    return f"{format_size(ranges.total)} in {len(ranges)} places: {hit}"
+
+
+def _report_json(result: CheckResult) -> dict[str, object]:
+    return {
+        "image": str(result.path),
+        "verdict": result.verdict,
+        "completeness": result.completeness.value,
+        "quick": result.quick,
+        "problems": [problem.message for problem in result.problems],
+        "lost": [list(pair) for pair in result.lost],
+        "lost_volumes": volumes_hit(layout_of(result.head), result.lost),
+        "unreadable": [list(pair) for pair in result.unreadable],
+        "differing": [list(pair) for pair in result.differing],
+        "seconds": round(result.seconds, 3),
+    }

@@ -1,0 +1,89 @@
+"""Progress for a person: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+from imager.cli.text import format_duration, format_size
+
+_LINE_SECONDS = 30.0
+"""How often a line is written where there is no terminal."""
+
+_WORDS = {
+    "capture": "Capturing",
+    "resume": "Comparing what is there",
+    "sample": "Sampling",
+    "check": "Checking",
+    "compare": "Comparing with the disk",
+    "write": "Writing",
+    "read back": "Reading back",
+}
+
+
+class ProgressDisplay:
+    """A progress callback that shows itself on standard error; use it in a `with` statement."""
+
+    def __init__(self, quiet: bool) -> None:
+        """Show nothing at all if `quiet`."""
+        self._quiet = quiet
+        self._terminal = sys.stderr.isatty()
+        self._phase = ""
+        self._bar: tqdm[None] | None = None
+        self._begun = self._shown = 0.0
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """As `imager.pipeline.Progress`."""
+        if self._quiet:
+            return
+        if phase != self._phase:
+            self._begin(phase, total)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif done < total and time.monotonic() - self._shown >= _LINE_SECONDS:
+            self._line(done, total)
+
+    def _begin(self, phase: str, total: int) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._phase = phase
+        self._begun = self._shown = time.monotonic()
+        if self._terminal:
+            self._bar = tqdm(
+                desc=_WORDS[phase],
+                total=total,
+                unit="B",
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} "
+                "{rate_fmt}, {remaining} left",
+            )
+
+    def _line(self, done: int, total: int) -> None:
+        self._shown = time.monotonic()
+        seconds = self._shown - self._begun
+        rate = done / seconds if seconds else 0
+        left = format_duration((total - done) / rate) if rate else "?"
+        print(
+            f"{_WORDS[self._phase]}: {100 * done // total}% of {format_size(total)}, "
+            f"{format_size(int(rate))}/s, {left} left",
+            file=sys.stderr,
+            flush=True,
+        )

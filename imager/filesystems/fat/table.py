@@ -1,0 +1,108 @@
+"""The file allocation table: from entries to one bit per cluster, without a loop over entries.
+
+Source: fatgen103, section "FAT Data Structure".
+
+A piece of a table is cut into planes, plane k holding byte k of each entry. `bytes.translate` and
+`bitarray.pack` turn a plane into bits at about 1 ns per entry, and bit operations combine them: 67
+million entries (2 TiB in clusters of 32 KiB) take a second or two, however fragmented.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from bitarray import bitarray
+
+from imager.errors import NotUnderstoodError
+from imager.filesystems import Volume
+from imager.filesystems.fat.layout import FAT12, FAT32, Layout
+
+_AT_ONCE = 1 << 19
+"""Entries decoded in one go: up to 2 MiB of each table."""
+
+
+def check_first_entries(volume: Volume, layout: Layout) -> int:
+    """Check FAT[0] and FAT[1] of each table; return FAT[1] of the first, with its flags.
+
+    FAT[0] is BPB_Media with all other bits set, FAT[1] an end-of-chain mark but for the flags.
+    """
+    kind = layout.kind
+    flags = []
+    for fat in layout.fats:
+        pair = int.from_bytes(volume.read(fat, kind.bits // 4), "little")
+        if pair & kind.mask != kind.mask & ~0xFF | layout.media:
+            raise NotUnderstoodError("file allocation table does not begin with the media type")
+        flags.append(pair >> kind.bits & kind.mask)
+        if flags[-1] | kind.clean | kind.no_error | 7 != kind.mask:
+            raise NotUnderstoodError("second entry of the file allocation table makes no sense")
+    return flags[0]
+
+
+def used_clusters(volume: Volume, layout: Layout) -> Iterator[tuple[int, bitarray]]:
+    """Pieces of the table: the first cluster's number, and a bit for each whose entry is not 0.
+
+    Raises NotUnderstoodError where tables differ or an entry is neither 0, nor a cluster of the
+    volume, nor one of the reserved values (bad cluster and end of chain among them), which are the
+    sixteen highest. Value 1 is reserved as well, and keeps its cluster.
+    """
+    mask = layout.kind.mask
+    last = layout.clusters + 1
+    for number, entries in _pieces(volume, layout):
+        width = 4 if layout.kind is FAT32 else 2
+        planes = [entries[byte::width] for byte in range(width)]
+        no_cluster = _above(planes, mask, last).count()
+        if no_cluster and no_cluster != _above(planes, mask, max(last, mask - 16)).count():
+            raise NotUnderstoodError("file allocation table points outside of the volume")
+        yield number, _above(planes, mask, 0)
+
+
+def _pieces(volume: Volume, layout: Layout) -> Iterator[tuple[int, bytes]]:
+    """The entries of all clusters, as bytes, with the number of the first."""
+    bits = layout.kind.bits
+    end = layout.clusters + 2
+    # FAT[0] and FAT[1] stand for no cluster.
+    for first in range(2, end, _AT_ONCE):
+        stop = min(first + _AT_ONCE, end)
+        begin, length = first * bits // 8, -(-stop * bits // 8) - first * bits // 8
+        tables = [volume.read(fat + begin, length) for fat in layout.fats]
+        if any(table != tables[0] for table in tables):
+            raise NotUnderstoodError("the file allocation tables differ")
+        yield first, _widened(tables[0], stop - first) if layout.kind is FAT12 else tables[0]
+
+
+def _widened(table: bytes, count: int) -> bytes:
+    """The first `count` 12-bit entries of a table as 16-bit ones; they number 4084 at most."""
+    entries: list[int] = []
+    for at in range(0, len(table), 3):
+        pair = int.from_bytes(table[at : at + 3], "little")
+        entries += (pair & 0xFFF, pair >> 12)
+    return struct.pack(f"<{count}H", *entries[:count])
+
+
+def _above(planes: list[bytes], mask: int, limit: int) -> bitarray:
+    """A bit for each entry: whether it is, as far as `mask` lets it count, greater than `limit`.
+
+    Entries are compared like numbers of several digits, the highest plane first.
+    """
+    above = bitarray(len(planes[0]), endian="little")
+    above.setall(0)
+    tied = ~above
+    for place in reversed(range(len(planes))):
+        most, digit = mask >> 8 * place & 0xFF, limit >> 8 * place & 0xFF
+        repeat = 256 // (most + 1)  # where a mask hides upper bits, they may be anything
+        if digit < most:
+            greater = (bytes(digit + 1) + b"\x01" * (most - digit)) * repeat
+            above |= tied & _bits(planes[place], greater)
+        equal = (bytes(digit) + b"\x01" + bytes(most - digit)) * repeat
+        tied &= _bits(planes[place], equal)
+        if not tied.any():
+            break
+    return above
+
+
+def _bits(plane: bytes, chosen: bytes) -> bitarray:
+    """A bit for each byte of `plane`: whether `chosen` maps its value to something but 0."""
+    bits = bitarray(endian="little")
+    bits.pack(plane.translate(chosen))
+    return bits
