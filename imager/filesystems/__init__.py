@@ -8,8 +8,8 @@ healthy volumes; they prove nothing and reject nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 from imager.errors import NotUnderstoodError
@@ -43,12 +43,15 @@ class Allocation:
     """What a person should know, as short clauses: "journal not replayed"."""
 
 
-Reader = Callable[[Volume], Allocation]
+_READERS: dict[str, str] = {
+    "ext2": "imager.filesystems.ext",
+    "ext3": "imager.filesystems.ext",
+    "ext4": "imager.filesystems.ext",
+}
+"""The registry: blkid's name of a type to the module whose `read_allocation(volume)` knows it.
 
-
-def _readers() -> dict[str, Reader]:
-    """The registry: blkid's name of a type to the reader that knows it; imports only on use."""
-    return {}
+A module is imported on use.
+"""
 
 
 def read_allocation(kind: str, volume: Volume) -> Allocation:
@@ -57,10 +60,10 @@ def read_allocation(kind: str, volume: Volume) -> Allocation:
     Raises NotUnderstoodError with the reason where the whole volume has to be stored, and
     ReadFailedError where metadata cannot be read.
     """
-    reader = _readers().get(kind)
-    if reader is None:
+    module = _READERS.get(kind)
+    if module is None:
         raise NotUnderstoodError(f"allocation of {kind} is not known to this version")
-    allocation = reader(volume)
+    allocation: Allocation = import_module(module).read_allocation(volume)
     if allocation.allocated and allocation.allocated.end > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
     return allocation
