@@ -1,0 +1,107 @@
+"""ext2, ext3 and ext4: what is in use, from the block bitmaps, before and after the journal.
+
+A file system that was not unmounted has bitmaps in its journal that are newer than those on disk.
+The allocation is then the union of what the bitmaps on disk say and what they say once the journal
+has been replayed, in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from imager.errors import NotUnderstoodError
+from imager.filesystems import Allocation, Volume
+from imager.filesystems.ext.bitmaps import allocated_extents, read_bitmaps, union
+from imager.filesystems.ext.blocks import Blocks, LoggedBlock, ReplayedBlocks
+from imager.filesystems.ext.groups import Groups, read_groups
+from imager.filesystems.ext.journal import Journal, read_journal
+from imager.filesystems.ext.layout import Layout
+from imager.filesystems.ext.replay import replay
+from imager.filesystems.ext.superblock import SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, read_layout
+
+
+def read_allocation(volume: Volume) -> Allocation:
+    """The allocation of an ext2, ext3 or ext4 volume.
+
+    Raises NotUnderstoodError where the volume has to be stored whole, and ReadFailedError where
+    metadata cannot be read.
+    """
+    if volume.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
+        raise NotUnderstoodError("volume is too small for an ext file system")
+    layout = read_layout(volume.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE), volume.size)
+    disk = Blocks(volume, layout.block_size)
+    groups = read_groups(disk, layout)
+    journal, logged = None, {}
+    if layout.journal_inum is not None:
+        journal = read_journal(disk, layout, groups, layout.journal_inum)
+        logged = replay(journal, _map_blocks(layout, groups) if journal.start else frozenset())
+    if journal is None or not journal.start:
+        bitmaps = read_bitmaps(disk, layout, groups)
+        notes: tuple[str, ...] = ()
+    else:
+        replayed = ReplayedBlocks(volume, layout.block_size, logged)
+        later_groups = _replayed_groups(replayed, layout, groups)
+        bitmaps = union(
+            read_bitmaps(disk, layout, groups, _unproven(layout, groups, logged)),
+            read_bitmaps(replayed, layout, later_groups),
+        )
+        notes = ("journal not replayed: kept what is in use before and after",)
+    allocation = Allocation(allocated_extents(layout, bitmaps), layout.size, notes)
+    _check_fixed(allocation, layout, groups, journal)
+    return allocation
+
+
+def _descriptor_places(layout: Layout) -> list[int]:
+    """The blocks of the primary group descriptors, in order of groups."""
+    return [
+        block for first, count in layout.descriptor_runs() for block in range(first, first + count)
+    ]
+
+
+def _map_blocks(layout: Layout, groups: Groups) -> set[int]:
+    """The blocks that say what is in use: superblock, group descriptors, block bitmaps."""
+    return {layout.superblock_block, *_descriptor_places(layout), *groups.block_bitmap}
+
+
+def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups) -> Groups:
+    """The group descriptors after the replay, which may not have moved anything.
+
+    Where they have, the file system was resized and crashed, and `_map_blocks` of the log were
+    looked for in the wrong places.
+    """
+    data = blocks.read(layout.superblock_block, 1)
+    offset = SUPERBLOCK_OFFSET % layout.block_size
+    if read_layout(data[offset : offset + SUPERBLOCK_SIZE], layout.size) != layout:
+        raise NotUnderstoodError("journal changes the file system's layout")
+    replayed = read_groups(blocks, layout)
+    if replayed.block_bitmap != groups.block_bitmap or replayed.metadata != groups.metadata:
+        raise NotUnderstoodError("journal moves structures of block groups")
+    return replayed
+
+
+def _unproven(layout: Layout, groups: Groups, logged: Mapping[int, LoggedBlock]) -> set[int]:
+    """The bitmaps on disk whose checksum need not be right before the replay.
+
+    A bitmap and the descriptor with its checksum go from the log to their places one by one.
+    """
+    unproven = {block for block in groups.block_bitmap if block in logged}
+    for index, block in enumerate(_descriptor_places(layout)):
+        if block in logged:
+            first = index * layout.descriptors_per_block
+            unproven.update(groups.block_bitmap[first : first + layout.descriptors_per_block])
+    return unproven
+
+
+def _check_fixed(
+    allocation: Allocation, layout: Layout, groups: Groups, journal: Journal | None
+) -> None:
+    """Raise NotUnderstoodError where the bitmaps call free what is known to be in use."""
+    covers = allocation.allocated.covers
+    if not all(covers(start, end) for start, end in groups.metadata):
+        raise NotUnderstoodError("block bitmaps call metadata free")
+    others = [] if journal is None else list(journal.file.runs(0, journal.file.count))
+    if layout.mmp_block is not None:
+        others.append((layout.mmp_block, 1))
+    size = layout.block_size
+    if not all(covers(first * size, (first + count) * size) for first, count in others):
+        raise NotUnderstoodError("block bitmaps call the journal or the mmp block free")

@@ -1,0 +1,312 @@
+"""Dirty ext3/4 volumes: the union of the allocation before and after the journal's replay."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imager.errors import NotUnderstoodError
+from imager.extents import Extents
+from imager.filesystems.ext.blocks import Blocks
+from imager.filesystems.ext.checksum import crc32c
+from imager.filesystems.ext.groups import read_groups
+from imager.filesystems.ext.journal import Journal, read_journal
+from imager.filesystems.ext.layout import DescriptorChecksum
+from imager.filesystems.ext.superblock import read_layout
+from tests.ext_images import (
+    MIB,
+    allocated,
+    allocated_by_dumpe2fs,
+    copy,
+    debugfs,
+    digest,
+    fill,
+    make,
+    mounted,
+    run,
+    write_files,
+)
+from tests.volumes import FileVolume
+
+CRASHES = {
+    "ext3": ("-t ext3 -b 1024", ""),
+    "ext4": ("-t ext4 -b 1024", ""),
+    "ext4-4k": ("-t ext4 -b 4096 -g 1024", ""),
+    "ext4-32bit": ("-t ext4 -b 1024 -O ^64bit", ""),
+    "ext4-crc16": ("-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", ""),
+    "ext4-bigalloc": ("-t ext4 -b 1024 -O bigalloc -C 8192 -g 4096", ""),
+    "ext4-meta-bg": ("-t ext4 -b 1024 -O meta_bg,^resize_inode", ""),
+    "ext4-checksum-v1": ("-t ext4 -b 1024 -O ^metadata_csum", "journal_checksum"),
+    "ext4-checksum-v1-32bit": ("-t ext4 -b 1024 -O ^metadata_csum,^64bit", "journal_checksum"),
+    "ext4-async-commit": (
+        "-t ext4 -b 1024 -O ^metadata_csum",
+        "journal_async_commit,data=writeback",
+    ),
+    "ext4-async-commit-v3": ("-t ext4 -b 1024", "journal_async_commit,data=writeback"),
+    "ext4-orphan-file": ("-t ext4 -b 1024 -O orphan_file", ""),
+}
+"""Name to mke2fs options and mount options."""
+
+JOURNAL_MAGIC = bytes.fromhex("c03b3998")
+
+
+def sync(file: Path) -> None:
+    """What a database does after a transaction."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def work(point: Path) -> None:
+    """Changes that reach the log but, without a checkpoint, not their places."""
+    for number in range(4):
+        files = write_files(point, 12, 10 + number)
+        for file in files:
+            sync(file)
+        for file in files[::2]:
+            file.unlink()
+    folder = point / "emptied"
+    folder.mkdir()
+    for file in write_files(folder, 60, 20):
+        file.unlink()
+    folder.rmdir()
+    sync(write_files(point, 1, 21)[0])
+
+
+def crash(image: Path, options: str = "", change: Callable[[Path], None] = work) -> Path:
+    """A copy of `image`, full of files, as it lies on disk while mounted and changed."""
+    fill(image, 20)
+    with mounted(image, options) as point:
+        change(point)
+        return copy(image, "crashed")
+
+
+def recovered(image: Path) -> Extents:
+    """What is allocated once e2fsck has replayed the journal of a copy and repaired the rest."""
+    repaired = copy(image, "recovered")
+    done = subprocess.run(["e2fsck", "-fy", repaired], capture_output=True, text=True, check=False)
+    assert done.returncode < 4, done.stdout
+    return allocated_by_dumpe2fs(repaired)
+
+
+def journal_of(image: Path) -> Journal:
+    volume = FileVolume(image)
+    layout = read_layout(volume.read(1024, 1024), volume.size)
+    blocks = Blocks(volume, layout.block_size)
+    assert layout.journal_inum is not None
+    return read_journal(blocks, layout, read_groups(blocks, layout), layout.journal_inum)
+
+
+@pytest.mark.parametrize("name", CRASHES)
+def test_union_of_before_and_after(name: str, tmp_path: Path) -> None:
+    options, mount_options = CRASHES[name]
+    image = make(tmp_path / "image", 96 * MIB, *options.split())
+    crashed = crash(image, mount_options)
+    before, after = allocated_by_dumpe2fs(crashed), recovered(crashed)
+    assert after - before, "the crash left nothing to replay"
+    unchanged = digest(crashed)
+    allocation = allocated(crashed, name[:4])
+    assert allocation.allocated == before | after
+    assert allocation.notes == ("journal not replayed: kept what is in use before and after",)
+    assert digest(crashed) == unchanged
+
+
+def test_log_that_goes_round(tmp_path: Path) -> None:
+    """With data in a journal of 1 MiB, the newest transactions soon lie before the older ones."""
+    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=1")
+    goes_round = False
+
+    def change(point: Path) -> None:
+        nonlocal goes_round
+        for number in range(100):
+            file = point / f"round{number}"
+            file.write_bytes(b"x" * 30_000)
+            sync(file)
+            log = run("debugfs", "-c", "-R", "logdump", image)
+            commits = [int(at) for at in re.findall(r"\(commit block\) at block (\d+)", log)]
+            goes_round = commits != sorted(commits)
+            if goes_round:
+                break
+
+    crashed = crash(image, "data=journal", change)
+    assert goes_round
+    assert not recovered(crashed) - allocated(crashed).allocated
+
+
+def test_fast_commits_are_left_alone(tmp_path: Path) -> None:
+    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+
+    def change(point: Path) -> None:
+        for file in write_files(point, 4, 30):
+            sync(file)
+
+    crashed = crash(image, "", change)
+    assert "tag ADD_RANGE" in run("debugfs", "-R", "logdump", crashed)
+    with pytest.raises(NotUnderstoodError, match="journal holds fast commits"):
+        allocated(crashed)
+
+
+def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:
+    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+
+    def change(point: Path) -> None:
+        for file in write_files(point, 4, 30):
+            sync(file)
+        run("sync", "-f", point)
+        (point / "last").mkdir()
+        run("sync", "-f", point)
+
+    crashed = crash(image, "", change)
+    assert "Fast Commit Area" in run("debugfs", "-R", "logdump -O", crashed)
+    assert allocated(crashed).allocated == allocated_by_dumpe2fs(crashed) | recovered(crashed)
+    assert allocated(image).allocated == allocated_by_dumpe2fs(image)
+
+
+class HandMade:
+    """A small volume with a log written by debugfs: bitmaps of group 5 of our choosing."""
+
+    def __init__(self, folder: Path, options: str) -> None:
+        self.image = make(folder / "image", 64 * MIB, "-b", "1024", *options.split())
+        self.before = allocated_by_dumpe2fs(self.image)
+        volume = FileVolume(self.image)
+        self._layout = read_layout(volume.read(1024, 1024), volume.size)
+        self._blocks = Blocks(volume, self._layout.block_size)
+        self._place = read_groups(self._blocks, self._layout).block_bitmap[5]
+        self._transactions: list[str] = []
+
+    def patch_journal(self, offset: int, content: bytes) -> None:
+        """Overwrite bytes of the journal; `offset` counts in the journal file."""
+        with self.image.open("r+b") as file:
+            file.seek(journal_of(self.image).file.place(offset // 1024) * 1024 + offset % 1024)
+            file.write(content)
+
+    def log(self, *clusters: int, begin: bytes = b"", flags: str = "") -> None:
+        """A transaction that puts `clusters` of group 5 to use.
+
+        `begin` replaces the first bytes of the bitmap. The descriptors go along, because of the
+        checksums in them; group 5 has its descriptor in the first block of them.
+        """
+        bitmap = bytearray(self._blocks.read(self._place, 1))
+        for cluster in clusters:
+            bitmap[cluster // 8] |= 1 << cluster % 8
+        bitmap[: len(begin)] = begin
+        ((first, _),) = self._layout.descriptor_runs()
+        table = bytearray(self._blocks.read(first, 1))
+        at = 5 * self._layout.desc_size
+        desc = table[at : at + self._layout.desc_size]
+        desc[0x12] &= ~0x2  # BLOCK_UNINIT
+        if self._layout.descriptor_checksum is DescriptorChecksum.CRC32C:
+            seed = self._layout.checksum_seed
+            csum = crc32c(seed, bytes(bitmap))
+            desc[0x18:0x1A] = (csum & 0xFFFF).to_bytes(2, "little")
+            if self._layout.desc_size > 32:
+                desc[0x38:0x3A] = (csum >> 16).to_bytes(2, "little")
+            desc[0x1E:0x20] = b"\0\0"
+            csum = crc32c(seed, (5).to_bytes(4, "little") + bytes(desc))
+            desc[0x1E:0x20] = (csum & 0xFFFF).to_bytes(2, "little")
+        table[at : at + len(desc)] = desc
+        self._add(f"-b {self._place},{first} {flags}", bytes(bitmap + table))
+
+    def revoke(self) -> None:
+        """A transaction that revokes the blocks that `log` writes."""
+        ((first, _),) = self._layout.descriptor_runs()
+        self._add(f"-r {self._place},{first}", b"")
+
+    def write(self, version: str) -> None:
+        """Write the log, with this option of debugfs to choose checksums."""
+        debugfs(self.image, f"jo {version}", *self._transactions, "jc")
+
+    def _add(self, options: str, content: bytes) -> None:
+        file = self.image.with_name(f"transaction{len(self._transactions)}")
+        file.write_bytes(content)
+        self._transactions.append(f"jw {options} {file}")
+
+    def extra(self) -> Extents:
+        """What the reader keeps beyond what was in use before the log was written."""
+        return allocated(self.image).allocated - self.before
+
+    def expected(self, *clusters: int) -> Extents:
+        """The part of these clusters that was not in use before."""
+        start = self._layout.group_start(5)
+        blocks = [(start + cluster) * 1024 for cluster in clusters]
+        return Extents.of((block, block + 1024) for block in blocks) - self.before
+
+    def recovered(self) -> Extents:
+        """What a replay by e2fsck and nothing else adds."""
+        replayed = copy(self.image, "replayed")
+        run("e2fsck", "-y", "-E", "journal_only", replayed)
+        return allocated_by_dumpe2fs(replayed) - self.before
+
+
+LOGS = {
+    "none": ("-t ext4 -O ^metadata_csum,^flex_bg", ""),
+    "none-32bit": ("-t ext3", ""),
+    "v1": ("-t ext4 -O ^metadata_csum", "-c"),
+    "v1-32bit": ("-t ext3", "-c"),
+    "v2": ("-t ext4", "-c -v 2"),
+    "v2-32bit": ("-t ext4 -O ^64bit", "-c -v 2"),
+    "v3": ("-t ext4", "-c -v 3"),
+    "v3-32bit": ("-t ext4 -O ^64bit", "-c -v 3"),
+}
+"""Name to mke2fs options and how debugfs is asked for checksums in the log."""
+FAR = (2000, 2001, 4000)
+
+
+@pytest.mark.parametrize("name", LOGS)
+class TestHandMadeLogs:
+    def test_later_copy_replaces_earlier(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(3000)
+        made.log(*FAR)
+        made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
+
+    def test_copies_before_a_revoke_do_not_count(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(3000)
+        made.revoke()
+        made.write(LOGS[name][1])
+        if name.startswith("v1"):  # debugfs writes a checksum here that e2fsck does not believe
+            with pytest.raises(NotUnderstoodError, match="journal is damaged"):
+                made.extra()
+        else:
+            assert made.extra() == made.recovered() == Extents()
+
+    def test_copy_after_a_revoke_counts(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(3000)
+        if not name.startswith("v1"):
+            made.revoke()
+        made.log(*FAR)
+        made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
+
+    def test_uncommitted_does_not_count(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(*FAR)
+        made.log(3000, flags="-c")
+        made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
+
+    def test_escaped_block(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(*FAR, begin=JOURNAL_MAGIC)
+        made.write(LOGS[name][1])
+        first = [bit for bit in range(32) if JOURNAL_MAGIC[bit // 8] >> bit % 8 & 1]
+        assert made.extra() == made.recovered() == made.expected(*first, *FAR)
+
+    def test_sequence_wraps_around(self, name: str, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.patch_journal(0x18, struct.pack(">I", 0xFFFFFFFF))
+        made.log(3000)
+        made.log(*FAR)
+        made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
