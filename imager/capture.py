@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, chunk_runs
-from imager.disk.safety import mounted_read_write, on_same_disk
+from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
 from imager.extents import Extents
@@ -210,7 +210,7 @@ def _check_source(
             f"{device.path} is in use ({busy[0]}): unmount it, or add --consistency crash to "
             "store what is mounted as a power cut would leave it"
         )
-    if isinstance(image, Path) and on_same_disk(image.absolute().parent, device.path):
+    if isinstance(image, Path) and same_disk(image.absolute().parent, device.path):
         raise RefusedError(
             f"{image} lies on the disk that is to be captured: choose a place on another disk"
         )

@@ -7,6 +7,7 @@ What a power cut leaves is a target without a partition table: it does not look 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,11 @@ def plan_restore(origin: Origin, target: str | Path, options: RestoreOptions) ->
     layout = layout_of(head)
     path = resolve(str(target))
     span, volumes = _source_range(layout, options.partition)
-    identity = identify(path)
-    check_target(path, origin.files)
+    if path.exists():
+        identity = identify(path)
+        check_target(path, origin.files)
+    else:
+        identity = _new_file(path, span.end - span.start, head.sector_size)
     _check_fit(identity, layout, span, options.partition)
     spare = identity.size - (span.end - span.start)
     return RestorePlan(
@@ -144,7 +148,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         checked = check(plan.image, threads=options.threads, progress=progress, within=plan.span)
         if not options.salvage:
             checked.require_restorable()
-    with TargetDevice.open(Path(plan.target.path), create_size=plan.size) as target:
+    with _open_target(plan) as target:
         writer = TargetWriter(
             origin,
             target,
@@ -178,6 +182,38 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         read_back=options.read_back,
         notes=notes,
         seconds=time.monotonic() - begun,
+    )
+
+
+def _open_target(plan: RestorePlan) -> TargetDevice:
+    """Open the target exclusively; a file that does not exist is made."""
+    is_file = plan.target.kind == "file"
+    return TargetDevice(
+        Path(plan.target.path),
+        size=plan.target.size if is_file else None,
+        sector_size=plan.head.sector_size if is_file else None,
+    )
+
+
+def _new_file(path: Path, size: int, sector_size: int) -> Identity:
+    """A disk-image file that does not exist yet; RefusedError where it would be no plain file."""
+    if not path.parent.is_dir() or path.absolute().parent.is_relative_to("/dev"):
+        raise RefusedError(f"there is no {path}: imager devices lists the disks")
+    return Identity(
+        path=str(path),
+        name=path.name,
+        kind="file",
+        model=None,
+        serial=None,
+        wwn=None,
+        transport=None,
+        size=size,
+        logical_sector=sector_size,
+        physical_sector=sector_size,
+        rotational=False,
+        removable=False,
+        read_only=False,
+        backing_file=None,
     )
 
 
@@ -261,10 +297,8 @@ def _left_out(plan: RestorePlan) -> Extents:
 def _wipe_signatures(target: TargetDevice, plan: RestorePlan) -> None:
     """Zero the ends of the target, of its old and of its new volumes: nothing old is found there."""
     pieces = [(0, target.size)]
-    try:
+    with contextlib.suppress(NotUnderstoodError, ReadFailedError):
         pieces += [(old.start, old.end) for old in read_table(target).partitions]
-    except (NotUnderstoodError, ReadFailedError):
-        pass  # whatever it is, it goes
     ranges = []
     for start, end in pieces:
         ranges.append((start, min(start + EDGE, end)))

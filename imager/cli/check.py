@@ -47,8 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the status is that of the worst image."""
-    statuses = []
-    reports = []
+    statuses: list[int] = []
+    reports: list[dict[str, object]] = []
     for path in arguments.images:
         try:
             with ProgressDisplay(arguments.quiet) as progress:

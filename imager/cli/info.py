@@ -127,7 +127,7 @@ def _when(facts: Mapping[str, object]) -> str:
     text = _text(facts, "created")
     try:
         when = datetime.datetime.fromisoformat(text)
-        age = format_age(datetime.datetime.now(datetime.UTC) - when)
+        age = format_age((datetime.datetime.now(datetime.UTC) - when).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return text
     return f"{when:%Y-%m-%d %H:%M:%S %z} ({age})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ class ProgressDisplay:
         self._quiet = quiet
         self._terminal = sys.stderr.isatty()
         self._phase = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._begun = self._shown = 0.0
 
     def __enter__(self) -> ProgressDisplay:

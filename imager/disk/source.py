@@ -1,0 +1,37 @@
+"""The disk that is read: opened read-only, and never written to by any path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from imager.disk.device import Device, open_device, why
+from imager.errors import ReadFailedError
+
+
+class SourceDevice(Device):
+    """A disk, partition or disk-image file to read from; a `Volume`."""
+
+    def __init__(self, path: Path, sector_size: int | None = None) -> None:
+        """Open `path`; a plain file has sectors of `sector_size` bytes, 512 unless told.
+
+        Raises UsageError where `path` is neither a block device nor a plain file or has sectors of
+        another size, and ReadFailedError where it cannot be opened.
+        """
+        # Not O_EXCL: a mounted disk can be read; whether it should be is for `safety` to say.
+        try:
+            fd = open_device(path, os.O_RDONLY)
+        except OSError as error:
+            raise ReadFailedError(f"{path} cannot be opened: {why(error)}") from error
+        try:
+            super().__init__(path, fd, sector_size)
+            if self._is_block:
+                # A disk's page cache does not see what was written through its partitions' caches.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        except OSError as error:
+            os.close(fd)
+            raise ReadFailedError(f"{path} does not tell its size: {why(error)}") from error
+        except BaseException:
+            os.close(fd)
+            raise
