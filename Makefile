@@ -1,0 +1,41 @@
+# A thin front over tools that also run without it. Everything is set up on first use.
+
+PYTHON ?= python3
+VENV ?= .venv
+STAMP = $(VENV)/.set-up
+
+.PHONY: demo test bench lint install clean setup man
+
+setup: $(STAMP)
+
+# Debian packages first (as root: installed; otherwise the one apt line is printed), then a virtual
+# environment with the Python packages of pyproject.toml.
+$(STAMP): pyproject.toml debian-packages.txt
+	sh ./setup.sh "$(PYTHON)" "$(VENV)"
+	touch $@
+
+demo: setup
+	$(VENV)/bin/python -m tests.demo
+
+test: setup lint
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: setup
+	$(VENV)/bin/python -m tests.bench
+
+# The manual page is made from the parser itself.
+man: setup
+	$(VENV)/bin/python -m tests.man docs/imager.1
+
+install:
+	$(PYTHON) -m pip install .
+	install -D -m 644 docs/imager.1 $(DESTDIR)/usr/local/share/man/man1/imager.1
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
