@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imager.check import check
-from imager.disk.identity import Identity, identify, resolve
+from imager.disk.identity import FILE_SECTOR_SIZE, Identity, identify, resolve
 from imager.disk.safety import check_target
 from imager.disk.target import TargetDevice
 from imager.errors import (
@@ -26,6 +26,7 @@ from imager.errors import (
 from imager.extents import Extents
 from imager.image.head import Head
 from imager.image.origin import Origin
+from imager.layout.libparted import second_opinion
 from imager.layout.model import DiskLayout, VolumeLayout
 from imager.layout.relocate import relocate
 from imager.layout.table import read_table
@@ -148,6 +149,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         checked = check(plan.image, threads=options.threads, progress=progress, within=plan.span)
         if not options.salvage:
             checked.require_restorable()
+    notes: list[str] = []
     with _open_target(plan) as target:
         writer = TargetWriter(
             origin,
@@ -169,7 +171,9 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         target.sync()
         if options.read_back:
             writer.read_back(final)
-        notes = _settle(target, plan)
+        if options.partition is None and not target.reread_partition_table():
+            notes.append("the kernel still uses the old partition table: restart before using it")
+    notes += _second_opinion(plan)
     lost = Extents.of(writer.lost)
     return RestoreResult(
         verdict="failed" if lost else "degraded" if writer.unreadable else "ok",
@@ -180,7 +184,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         lost=lost,
         unreadable=Extents.of(writer.unreadable),
         read_back=options.read_back,
-        notes=notes,
+        notes=tuple(notes),
         seconds=time.monotonic() - begun,
     )
 
@@ -349,9 +353,12 @@ class Pieces:
         return bytes(data)
 
 
-def _settle(target: TargetDevice, plan: RestorePlan) -> tuple[str, ...]:
-    """Let the kernel see the new partitions, and libparted cross-check the table."""
+def _second_opinion(plan: RestorePlan) -> list[str]:
+    """Whether libparted sees the table as the image says; only for a whole disk that has one."""
     if plan.options.partition is not None or plan.layout.table.kind == "none":
-        return ()
-    target.reread_partition_table()
-    return ()
+        return []
+    # libparted takes every plain file for one with sectors of 512 bytes.
+    if plan.target.kind == "file" and plan.head.sector_size != FILE_SECTOR_SIZE:
+        return []
+    doubt = second_opinion(Path(plan.target.path), plan.layout.table)
+    return [doubt] if doubt else []

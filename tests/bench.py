@@ -1,0 +1,247 @@
+"""`make bench`: us and the peers on the same data in one run; prints ratios as Markdown.
+
+    python -m tests.bench [--size GB] [--runs N] [--folder DIR] [speed|chunks|memory ...]
+
+Runs are interleaved, whole processes are timed, medians compared. Needs root (loop devices).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from imager.filesystems import read_allocation
+from imager.image.codec import ChunkDecoder
+from imager.image.format import ChunkKind
+from imager.image.index import Segment
+from imager.image.reader import ImageReader
+from tests.loop import LoopDevice, mounted, sparse_file
+from tests.volumes import FileVolume
+
+IMAGER = f"{sys.executable} -m imager"
+MIB = 1 << 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench")
+    parser.add_argument("--size", type=float, default=4, help="GB of file data (default 4)")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--data", type=Path, default=Path("/usr"), help="files to copy")
+    parser.add_argument("what", nargs="*", default=["speed", "chunks", "memory"])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        source = make_source(folder, arguments.data, int(arguments.size * 1e9))
+        if "speed" in arguments.what:
+            speed(folder, source, arguments.runs)
+        if "chunks" in arguments.what:
+            chunks(folder, source, arguments.runs)
+        if "memory" in arguments.what:
+            memory(folder)
+
+
+def make_source(folder: Path, data: Path, size: int) -> Path:
+    """An ext4 file system in a file, filled with real files through the kernel."""
+    source = sparse_file(folder / "source.raw", size * 2 + (1 << 30))
+    subprocess.run(["mkfs.ext4", "-q", "-F", source], check=True)
+    with LoopDevice(source) as loop, mounted(loop.path, folder / "mount") as mount:
+        copied = 0
+        while copied < size:
+            before = copied
+            for file in files_of(data):
+                target = mount / str(copied % 997) / f"{copied}"
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, target)
+                copied += file.stat().st_size
+                if copied >= size:
+                    break
+            if copied == before:
+                raise SystemExit(f"{data} holds no files to copy")
+    return source
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Plain files below `folder`, in a fixed order, none of them larger than 256 MiB."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < 256 * MIB:
+                yield path
+
+
+def used_bytes(source: Path, target: Path) -> int:
+    """Copy only what is in use, for the bound that no imager can beat."""
+    volume = FileVolume(source)
+    total = 0
+    with target.open("wb") as out:
+        for start, end in read_allocation("ext4", volume).allocated:
+            for offset in range(start, end, 16 * MIB):
+                out.write(volume.read(offset, min(16 * MIB, end - offset)))
+            total += end - start
+    return total
+
+
+def timed(command: str) -> float:
+    begun = time.monotonic()
+    subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, capture_output=True)
+    return time.monotonic() - begun
+
+
+def interleaved(
+    commands: dict[str, str], runs: int, before: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """The median time of each command, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(runs):
+        for name, command in commands.items():
+            before()
+            times[name].append(timed(command))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def table(title: str, times: dict[str, float], ours: str, size: int) -> None:
+    print(f"\n### {title}\n\n| command | seconds | MB/s of used data | imager is |")
+    print("|---|---|---|---|")
+    for name, seconds in times.items():
+        ratio = "" if name == ours else f"{seconds / times[ours]:.2f} x as fast"
+        print(f"| {name} | {seconds:.2f} | {size / 1e6 / seconds:.0f} | {ratio} |")
+    sys.stdout.flush()
+
+
+def speed(folder: Path, source: Path, runs: int) -> None:
+    used = folder / "used.bin"
+    size = used_bytes(source, used)
+    print(f"{size / 1e9:.2f} GB in use, {os.cpu_count()} cores, medians of {runs} runs")
+    image, clone, dump = folder / "a.img", folder / "p.zst", folder / "dd.zst"
+    quiet = f"-L {folder}/partclone.log"
+
+    def clear() -> None:
+        image.unlink(missing_ok=True)
+
+    capture = {
+        "imager capture": f"{IMAGER} capture -q {source} {image}",
+        "partclone.ext4 -c \\| zstd -3 -T0": f"partclone.ext4 -c -s {source} -o - {quiet} "
+        f"| zstd -3 -T0 -q -f -o {clone}",
+        "bound: zstd -3 -T2 of the used bytes": f"zstd -3 -T2 -q -c {used} > /dev/null",
+        "dd \\| zstd -3 -T0 (whole disk)": f"dd if={source} bs=4M | zstd -3 -T0 -q -f -o {dump}",
+    }
+    table("Capture", interleaved(capture, runs, clear), "imager capture", size)
+    sizes = {path.name: path.stat().st_size / 1e6 for path in (clone, dump)}
+    clear()
+    timed(capture["imager capture"])
+    print(
+        f"\nsizes: imager {image.stat().st_size / 1e6:.0f} MB, "
+        f"partclone {sizes['p.zst']:.0f} MB, dd {sizes['dd.zst']:.0f} MB"
+    )
+    used.unlink()
+    check = {
+        "imager check": f"{IMAGER} check -q {image}",
+        "zstd -t": f"zstd -tq {image}",
+    }
+    table("Check", interleaved(check, runs), "imager check", size)
+    target = sparse_file(folder / "target.raw", source.stat().st_size)
+    with LoopDevice(target) as loop:
+        way = f"{image} {loop.path}"
+        restore = {
+            "imager restore --verify-while-writing --no-read-back": f"{IMAGER} restore -q --yes "
+            f"--verify-while-writing --no-read-back {way}; sync {loop.path}",
+            "zstd -dc \\| partclone.restore": f"zstd -dcq {clone} "
+            f"| partclone.restore -s - -o {loop.path} {quiet}; sync {loop.path}",
+            "zstd -dc \\| dd (whole disk)": f"zstd -dcq {image} "
+            f"| dd of={loop.path} bs=4M iflag=fullblock conv=fsync",
+            "imager restore (verify, write, read back)": f"{IMAGER} restore -q --yes {way}",
+        }
+        ours = next(iter(restore))
+        table("Restore to a loop device", interleaved(restore, runs), ours, size)
+    target.unlink()
+
+
+def chunks(folder: Path, source: Path, runs: int) -> None:
+    """What the default chunk size and level were chosen by."""
+    print("\n### Chunk size and level\n")
+    print(
+        "| chunk | level | image MB | capture s | random 4 KiB read, median ms |\n|---|---|---|---|---|"
+    )
+    image = folder / "chunks.img"
+    variants = [(kib, 3) for kib in (64, 256, 1024, 4096)] + [(1024, 1), (1024, 6)]
+    for kib, level in variants:
+        times = []
+        for _ in range(min(runs, 3)):
+            image.unlink(missing_ok=True)
+            times.append(
+                timed(f"{IMAGER} capture -q --chunk-size {kib}KiB --level {level} {source} {image}")
+            )
+        print(
+            f"| {kib} KiB | {level} | {image.stat().st_size / 1e6:.0f} | "
+            f"{statistics.median(times):.2f} | {random_read(image):.2f} |",
+            flush=True,
+        )
+    image.unlink()
+
+
+def random_read(path: Path, reads: int = 200) -> float:
+    """Milliseconds to fetch and verify a chunk at random, as a 4 KiB read needs it."""
+    with ImageReader(path) as image:
+        decoder = ChunkDecoder(image.algorithm, image.head.chunk_size)
+        entries = [
+            item
+            for segment in image.segments()
+            if isinstance(segment, Segment)
+            for item in segment.placed(image.head.chunk_size)
+            if item[2].kind == ChunkKind.DATA
+        ]
+        times = []
+        for start, end, entry in random.Random(1).sample(entries, min(reads, len(entries))):
+            begun = time.perf_counter()
+            (frame,) = image.read_frames([entry])
+            if not isinstance(frame, memoryview):
+                raise frame
+            decoder.decode(frame, entry, end - start)
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times) * 1000
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of a capture and a check, small disk against 2 TiB sparse disk."""
+    print("\n### Memory and metadata\n\n| disk | command | seconds | peak MiB |\n|---|---|---|---|")
+    for name, size in (("10 GiB", 10 << 30), ("2 TiB", 2 << 40)):
+        for kind, mkfs in (
+            ("ext4", ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1"]),
+            ("ntfs", ["mkfs.ntfs", "-q", "-Q", "-F"]),
+        ):
+            disk = sparse_file(folder / f"{kind}.raw", size)
+            subprocess.run([*mkfs, disk], check=True, capture_output=True)
+            image = folder / "memory.img"
+            image.unlink(missing_ok=True)
+            for command in (f"capture -q {disk} {image}", f"check -q {image}"):
+                seconds, peak = measured(f"{IMAGER} {command}")
+                print(
+                    f"| {name} {kind} | {command.split()[0]} | {seconds:.2f} | {peak} |", flush=True
+                )
+            disk.unlink()
+
+
+def measured(command: str) -> tuple[float, int]:
+    """Seconds and peak MiB of a command."""
+    begun = time.monotonic()
+    child = subprocess.Popen(command.split())
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return time.monotonic() - begun, usage.ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    main()
