@@ -14,7 +14,20 @@ import pytest
 from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
-from tests.ext_images import MIB, allocated, copy, debugfs, fill, make, mounted, run, write_files
+from tests.ext_images import (
+    MIB,
+    allocated,
+    commits,
+    copy,
+    crash,
+    debugfs,
+    fill,
+    make,
+    mounted,
+    run,
+    sync,
+    write_files,
+)
 from tests.volumes import BytesVolume
 
 BLOCK = 1024
@@ -79,11 +92,13 @@ def _places(text: str, label: str) -> list[int]:
 def _crashed(folder: Path, *options: str) -> Path:
     image = make(folder / "image", SIZE, "-b", "1024", "-J", "size=1", *options)
     fill(image, 10)
-    with mounted(image) as point:
+
+    def change(point: Path) -> None:
         for number in range(3):
             for file in write_files(point, 3, 40 + number):
-                run("sync", file)
-        return copy(image, "crashed")
+                sync(file)
+
+    return crash(image, "", change, lambda copied: len(commits(copied)) >= 3)
 
 
 @pytest.fixture(scope="module")
