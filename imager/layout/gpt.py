@@ -232,7 +232,7 @@ def _check_geometry(header: Header, unit: int, sectors: int) -> None:
         raise NotUnderstoodError("its usable range is impossible")
     start = header.partition_entry_lba
     end = start + array_sectors(header, unit)
-    if start <= PRIMARY_LBA or end > sectors or start <= header.my_lba < end:
+    if start <= PRIMARY_LBA or end > sectors:
         raise NotUnderstoodError("its entries are outside the disk")
     headers = (header.my_lba, header.alternate_lba)
     if (start <= last and first < end) or any(first <= lba <= last for lba in headers):

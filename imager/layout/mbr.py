@@ -72,13 +72,16 @@ def _read_partitions(
 def _read_chain(
     volume: Volume, container: Partition, signature: str | None
 ) -> tuple[list[Partition], list[int]]:
-    """The logical partitions, and where the extended boot records stand (bytes)."""
+    """The logical partitions, and where the extended boot records stand (bytes).
+
+    A chain that turns back on itself ends at the limit, like one that is too long.
+    """
     unit = volume.sector_size
     logicals: list[Partition] = []
     records: list[int] = []
     start: int | None = container.start
     while start is not None:
-        if start in records or len(records) == _MAX_LOGICAL:
+        if len(records) == _MAX_LOGICAL:
             raise NotUnderstoodError("the chain of logical partitions does not end")
         if not container.start <= start < container.end:
             raise NotUnderstoodError("a logical partition's record is outside the extended one")

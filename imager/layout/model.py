@@ -136,7 +136,8 @@ class DiskLayout(Record):
             raise ValueError("the partition table reaches past the disk's end")
         if any(partition.end > self.size for partition in self.table.partitions):
             raise ValueError("a partition reaches past the disk's end")
-        if any(v.partition and v.partition not in self.table.partitions for v in self.volumes):
+        known = {partition.number: partition for partition in self.table.partitions}
+        if any(v.partition and known.get(v.partition.number) != v.partition for v in self.volumes):
             raise ValueError("a volume's partition is not in the table")
         end = 0
         pieces: list[VolumeLayout | Gap] = [*self.volumes, *self.gaps]
