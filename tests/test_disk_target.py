@@ -180,6 +180,16 @@ def test_read_direct_sees_the_disk_and_not_the_cache(tmp_path: Path) -> None:
         assert target.read(4096, 4) == b"flip"
 
 
+def test_sync_leaves_no_cache_of_a_device(tmp_path: Path) -> None:
+    file = sparse_file(tmp_path / "disk.img", SIZE)
+    with LoopDevice(file) as loop, TargetDevice(loop.path) as target:
+        target.write(4096, b"good" * 1024)
+        target.sync()
+        with file.open("r+b") as raw:
+            os.pwrite(raw.fileno(), b"flip", 4096)
+        assert target.read(4096, 4) == b"flip"
+
+
 def test_read_direct_falls_back_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
