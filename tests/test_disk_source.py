@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imager.disk import abi
 from imager.disk.device import DeviceReadError
 from imager.disk.source import SourceDevice
 from imager.errors import ReadFailedError, UsageError
@@ -148,6 +149,23 @@ def test_vanished_device_is_told_from_a_bad_sector(
             DeviceReadError, match=r"byte 1024 \(LBA 2\): the device is gone"
         ) as caught:
             source.read(1024, 512)
+        assert caught.value.gone
+
+
+def test_unplugged_disk_answers_as_if_its_sectors_were_bad(
+    random_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_fd: int, _buffers: Sequence[memoryview], _offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with LoopDevice(random_file) as loop, SourceDevice(loop.path) as source:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(DeviceReadError, match="input/output error") as caught:
+            source.read(0, 512)
+        assert not caught.value.gone
+        monkeypatch.setattr(abi, "size", lambda _fd: 0)  # what the kernel makes of a dead disk
+        with pytest.raises(DeviceReadError, match="the device is gone") as caught:
+            source.read(0, 512)
         assert caught.value.gone
 
 

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from imager.disk.source import SourceDevice
 from imager.disk.target import DeviceWriteError, TargetDevice
 from imager.errors import RefusedError, UsageError, WriteFailedError
 from tests.loop import LoopDevice, mounted, run, sparse_file
+from tests.ordinary_user import as_nobody
 
 SIZE = 16 << 20
 KINDS = ["file", "loop512", "loop4096", "partition"]
@@ -176,6 +177,16 @@ def test_read_direct_sees_the_disk_and_not_the_cache(tmp_path: Path) -> None:
         assert target.read(4096, 4) == b"good"
         assert direct(target, 4096, 8) == b"flipgood"
         target.drop_cache()
+        assert target.read(4096, 4) == b"flip"
+
+
+def test_sync_leaves_no_cache_of_a_device(tmp_path: Path) -> None:
+    file = sparse_file(tmp_path / "disk.img", SIZE)
+    with LoopDevice(file) as loop, TargetDevice(loop.path) as target:
+        target.write(4096, b"good" * 1024)
+        target.sync()
+        with file.open("r+b") as raw:
+            os.pwrite(raw.fileno(), b"flip", 4096)
         assert target.read(4096, 4) == b"flip"
 
 
@@ -440,34 +451,13 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
     assert count() == before
 
 
-def as_nobody(action: Callable[[], object]) -> str:
-    """The message of the ImagerError that `action` raises in a child that is an ordinary user."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            action()
-            os.write(writing, b"no error")
-        except Exception as error:
-            os.write(writing, f"{type(error).__name__}: {error}".encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as answer:
-        return answer.read()
-
-
 def test_ordinary_user_gets_one_clear_line(tmp_path: Path) -> None:
     with LoopDevice(tmp_path / "disk.img", SIZE) as loop:
         mode = loop.path.stat().st_mode
         loop.path.chmod(0o600)
         try:
-            read = as_nobody(lambda: SourceDevice(loop.path))
-            write = as_nobody(lambda: TargetDevice(loop.path))
+            read = as_nobody(lambda: str(SourceDevice(loop.path)))
+            write = as_nobody(lambda: str(TargetDevice(loop.path)))
         finally:
             loop.path.chmod(mode)
     denied = "permission denied; run as root"

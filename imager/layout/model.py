@@ -12,7 +12,8 @@ from imager.extents import Extents
 from imager.layout.record import Record
 
 _MAX_BYTES = 1 << 63
-_EXTENDED = frozenset({"0x5", "0xf", "0x85"})
+EXTENDED_TYPES = frozenset({"0x5", "0xf", "0x85"})
+"""MBR types of partitions that only contain others (DOS, Windows 95 with LBA, Linux)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Partition(Record):
     @property
     def extended(self) -> bool:
         """Whether this is an MBR's extended partition, which only contains others."""
-        return self.type in _EXTENDED
+        return self.type in EXTENDED_TYPES
 
 
 @dataclass(frozen=True)
