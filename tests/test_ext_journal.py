@@ -163,7 +163,7 @@ def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:
 
 
 class HandMade:
-    """A small volume with a log written by debugfs: bitmaps of group 5 of our choosing."""
+    """A small volume with a log written by debugfs: bitmaps of group 6 of our choosing."""
 
     def __init__(self, folder: Path, options: str) -> None:
         self.image = make(folder / "image", 64 * MIB, "-b", "1024", *options.split())
@@ -171,7 +171,7 @@ class HandMade:
         volume = FileVolume(self.image)
         self._layout = read_layout(volume.read(1024, 1024), volume.size)
         self._blocks = Blocks(volume, self._layout.block_size)
-        self._place = read_groups(self._blocks, self._layout).block_bitmap[5]
+        self._place = read_groups(self._blocks, self._layout).block_bitmap[6]
         self._transactions: list[str] = []
         self._contents: list[tuple[int, bytes]] = []
 
@@ -182,10 +182,10 @@ class HandMade:
             file.write(content)
 
     def log(self, *clusters: int, begin: bytes = b"", flags: str = "") -> None:
-        """A transaction that puts `clusters` of group 5 to use.
+        """A transaction that puts `clusters` of group 6 to use.
 
         `begin` replaces the first bytes of the bitmap. The descriptors go along, because of the
-        checksums in them; group 5 has its descriptor in the first block of them.
+        checksums in them; group 6 has its descriptor in the first block of them.
         """
         bitmap = bytearray(self._blocks.read(self._place, 1))
         for cluster in clusters:
@@ -193,7 +193,7 @@ class HandMade:
         bitmap[: len(begin)] = begin
         ((first, _),) = self._layout.descriptor_runs()
         table = bytearray(self._blocks.read(first, 1))
-        at = 5 * self._layout.desc_size
+        at = 6 * self._layout.desc_size
         desc = table[at : at + self._layout.desc_size]
         desc[0x12] &= ~0x2  # BLOCK_UNINIT
         if self._layout.descriptor_checksum is DescriptorChecksum.CRC32C:
@@ -203,7 +203,7 @@ class HandMade:
             if self._layout.desc_size > 32:
                 desc[0x38:0x3A] = (csum >> 16).to_bytes(2, "little")
             desc[0x1E:0x20] = b"\0\0"
-            csum = crc32c(seed, (5).to_bytes(4, "little") + bytes(desc))
+            csum = crc32c(seed, (6).to_bytes(4, "little") + bytes(desc))
             desc[0x1E:0x20] = (csum & 0xFFFF).to_bytes(2, "little")
         table[at : at + len(desc)] = desc
         self._add(f"-b {self._place},{first} {flags}", bytes(bitmap + table))
@@ -237,7 +237,7 @@ class HandMade:
 
     def expected(self, *clusters: int) -> Extents:
         """The part of these clusters that was not in use before."""
-        start = self._layout.group_start(5)
+        start = self._layout.group_start(6)
         blocks = [(start + cluster) * 1024 for cluster in clusters]
         return Extents.of((block, block + 1024) for block in blocks) - self.before
 
