@@ -12,7 +12,7 @@ import pytest
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems.ext.blocks import Blocks
-from imager.filesystems.ext.checksum import crc32c
+from imager.filesystems.ext.checksum import CRC_START, crc32c
 from imager.filesystems.ext.groups import read_groups
 from imager.filesystems.ext.journal import Journal, read_journal
 from imager.filesystems.ext.layout import DescriptorChecksum
@@ -172,13 +172,14 @@ class HandMade:
         self._layout = read_layout(volume.read(1024, 1024), volume.size)
         self._blocks = Blocks(volume, self._layout.block_size)
         self._place = read_groups(self._blocks, self._layout).block_bitmap[6]
+        self._journal = journal_of(self.image).file
         self._transactions: list[str] = []
         self._contents: list[tuple[int, bytes]] = []
 
     def patch_journal(self, offset: int, content: bytes) -> None:
         """Overwrite bytes of the journal; `offset` counts in the journal file."""
         with self.image.open("r+b") as file:
-            file.seek(journal_of(self.image).file.place(offset // 1024) * 1024 + offset % 1024)
+            file.seek(self._journal.place(offset // 1024) * 1024 + offset % 1024)
             file.write(content)
 
     def log(self, *clusters: int, begin: bytes = b"", flags: str = "") -> None:
@@ -222,6 +223,21 @@ class HandMade:
         file = self.image.with_name(f"transaction{len(self._transactions)}")
         file.write_bytes(content)
         self._transactions.append(f"jw {options} {file}")
+
+    def rotate(self, blocks: int) -> None:
+        """Move a log of up to 16 blocks so that it goes round after `blocks` of them."""
+        journal = journal_of(self.image)
+        content = journal.file.read(journal.start, 16)
+        ring = [*range(journal.end - blocks, journal.end), *range(journal.first, journal.end)]
+        for index in range(16):
+            self.patch_journal((journal.start + index) * 1024, bytes(1024))
+        for index in range(16):
+            self.patch_journal(ring[index] * 1024, content[index * 1024 : (index + 1) * 1024])
+        self.patch_journal(0x1C, struct.pack(">I", ring[0]))
+        if journal.has_block_checksums:
+            self.patch_journal(0xFC, bytes(4))
+            checksum = crc32c(CRC_START, self._journal.read(0, 1))
+            self.patch_journal(0xFC, struct.pack(">I", checksum))
 
     def checkpoint(self, *which: int) -> None:
         """Put logged blocks to their places: 0 the first bitmap, 1 its descriptors, 2 ..."""
@@ -311,6 +327,15 @@ class TestHandMadeLogs:
         made.log(3000)
         made.log(*FAR)
         made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
+
+    @pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5])
+    def test_log_goes_round(self, name: str, blocks: int, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(3000)
+        made.log(*FAR)
+        made.write(LOGS[name][1])
+        made.rotate(blocks)
         assert made.extra() == made.recovered() == made.expected(*FAR)
 
     def test_checkpoint_cut_short(self, name: str, tmp_path: Path) -> None:
