@@ -116,7 +116,7 @@ def test_resized_offline(options: str, size: int, tmp_path: Path) -> None:
 
 def test_meta_bg_from_a_later_descriptor_block_on(tmp_path: Path) -> None:
     """As after a file system has grown beyond what was reserved for descriptors."""
-    image = make(tmp_path / "image", 64 * MIB, *"-t ext4 -b 1024 -O ^resize_inode".split())
+    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "^resize_inode")
     debugfs(image, "feature meta_bg", "ssv first_meta_bg 1")
     run("e2fsck", "-fy", image)
     run("resize2fs", image, "400M")
