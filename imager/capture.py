@@ -195,6 +195,7 @@ def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
         sink.close()
 
 
+_BUSY = "the disk was in use"
 _SAMPLE_CHUNKS = 256
 _FIXED_SIZE = 1 << 15
 """About what head, manifest, index and footers take."""
@@ -204,6 +205,8 @@ def _check_source(
     device: SourceDevice, image: Path | int | None, options: CaptureOptions
 ) -> tuple[str, ...]:
     """Refuse what cannot give a consistent image; returns why the source is in use, if allowed."""
+    if not device.size:
+        raise UsageError(f"{device.path} is empty: it has no sector that could be stored")
     busy = mounted_read_write(device.path)
     if busy and not options.crash_consistent:
         raise RefusedError(
@@ -223,6 +226,7 @@ def _analyse(device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...
         device.path,
         # The maps of mounted file systems change while they are read, so they prove nothing.
         raw=options.raw or bool(busy),
+        raw_reason=_BUSY if busy else None,
         keep_gaps=options.keep_gaps,
         only=options.only,
         exclude=options.exclude,
