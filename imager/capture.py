@@ -135,7 +135,7 @@ def capture(
     begun = time.monotonic()
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
         busy = _check_source(device, image, options)
-        analysis = _analyse(device, options, busy)
+        analysis = _analyse(device, options, busy, progress)
         head = _head(device, analysis, options, bool(busy))
         with (
             _open_sink(image, options) as sink,
@@ -160,7 +160,7 @@ def preview(
     """
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
         busy = _check_source(device, None, options)
-        analysis = _analyse(device, options, busy)
+        analysis = _analyse(device, options, busy, progress)
         used = analysis.used - analysis.excluded
         encoder = ChunkEncoder(hash_algorithm(options.hash_name), options.level, options.chunk_size)
         reader = ChunkReader(device.readinto, options.chunk_size, device.sector_size)
@@ -220,7 +220,9 @@ def _check_source(
     return busy
 
 
-def _analyse(device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...]) -> Analysis:
+def _analyse(
+    device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...], progress: Progress
+) -> Analysis:
     return analyse(
         device,
         device.path,
@@ -230,6 +232,8 @@ def _analyse(device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...
         keep_gaps=options.keep_gaps,
         only=options.only,
         exclude=options.exclude,
+        next_data=device.next_data,
+        progress=lambda step: progress(step, 0, 0),
     )
 
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from imager.errors import ReadFailedError
+from imager.disk.device import DeviceReadError
 from imager.extents import Extents
 
 READ_ACROSS = 1 << 16
 """Gaps shorter than this are read along and zeroed in memory: cheaper than a second request."""
 
 ReadInto = Callable[[int, memoryview], None]
-"""Fills the view from a byte offset of a device; ReadFailedError where it cannot."""
+"""Fills the view from a byte offset of a device; DeviceReadError where it cannot."""
 
 
 class ChunkRun(NamedTuple):
@@ -60,7 +60,7 @@ class ChunkReader:
     def read(self, run: ChunkRun) -> tuple[bytearray, list[tuple[int, int]]]:
         """The chunk with zeros where nothing is used, and the ranges that could not be read.
 
-        The memory is this thread's, and valid until its next call. Raises ReadFailedError at the
+        The memory is this thread's, and valid until its next call. Raises DeviceReadError at the
         first unreadable sector in use, unless errors are to be passed over.
         """
         chunk = self._buffer(run.end - run.start)
@@ -69,7 +69,7 @@ class ChunkReader:
             for start, end in run.used.without_gaps(READ_ACROSS):
                 self._readinto(start, view[start - run.start : end - run.start])
             unreadable: list[tuple[int, int]] = []
-        except ReadFailedError:
+        except DeviceReadError:
             # The bad sector may be one that nobody uses.
             unreadable = self._read_exactly(run, view)
         for start, end in run.used.complement(run.start, run.end):
@@ -82,8 +82,8 @@ class ChunkReader:
             part = view[start - run.start : end - run.start]
             try:
                 self._readinto(start, part)
-            except ReadFailedError:
-                if self._salvage_sectors is None:
+            except DeviceReadError as error:
+                if self._salvage_sectors is None or error.gone:
                     raise
                 unreadable += self._read_sectors(start, part, self._salvage_sectors)
         return unreadable
@@ -93,7 +93,9 @@ class ChunkReader:
             sector = part[offset : offset + size]
             try:
                 self._readinto(start + offset, sector)
-            except ReadFailedError:
+            except DeviceReadError as error:
+                if error.gone:
+                    raise
                 sector[:] = self._zeros[: len(sector)]
                 yield start + offset, start + offset + len(sector)
 

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 MAX_THREADS = 64
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase ("capture", "verify", ...), bytes done and bytes in all."""
+"""Called with a phase, bytes done and bytes in all; 0 and 0 for a step that cannot be measured."""
 
 
 def no_progress(phase: str, done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?)\s*(?:([KMGTPE])(I?B?))?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,9})?)\s*(?:([KMGTPE])(I?B?))?B?", re.IGNORECASE | re.ASCII)
 _PREFIXES = "KMGTPE"
 
 

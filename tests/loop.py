@@ -65,7 +65,8 @@ class LoopDevice:
 
     def scan(self) -> None:
         """Make nodes for the partitions that the table has now."""
-        run("partx", "--update", self.path)
+        subprocess.run(["partx", "--delete", self.path], capture_output=True, check=False)
+        run("partx", "--add", self.path)
 
     def partition(self, number: int) -> Path:
         """The node of a partition, once scanned."""

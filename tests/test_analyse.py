@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,14 @@ def test_a_usual_disk(disk: Path) -> None:
 
 
 @pytest.mark.usefixtures("readers")
-def test_the_source_is_only_read(disk: Path) -> None:
-    before = run("sha256sum", disk)
-    disk.chmod(0o400)
+def test_the_source_is_only_read(tmp_path: Path, file_systems: Path) -> None:
+    disk = make_disk(tmp_path / "disk", 32 * MIB)
+    run("sfdisk", disk, text="label: gpt\nstart=20MiB size=8MiB\n")
+    copy_into(file_systems / "ext4", disk, 20 * MIB)
+    put(disk, 512, bytes(8))
+    before = disk.read_bytes(), disk.stat().st_mtime_ns
     look(disk)
-    assert run("sha256sum", disk) == before
+    assert (disk.read_bytes(), disk.stat().st_mtime_ns) == before
 
 
 @pytest.mark.usefixtures("readers")
@@ -392,6 +396,27 @@ def test_member_of_a_raid(disk: Path) -> None:
     found = look(disk)
     assert found.used == Extents.span(0, SIZE)
     assert volume_of(found, None).reason == ("the whole disk is part of a RAID (isw_raid_member)")
+
+
+def md_superblock() -> bytes:
+    """An md superblock of version 0.90, as md(4) keeps it 64 KiB before the end."""
+    block = bytearray(4096)
+    struct.pack_into("<9I", block, 0, 0xA92B4EFC, 0, 90, 3, 0, 0x11223344, 0, 1, 0)
+    total = sum(struct.unpack("<1024I", block))
+    struct.pack_into("<I", block, 152, (total & 0xFFFFFFFF) + (total >> 32))
+    return bytes(block)
+
+
+@pytest.mark.parametrize(("size", "whole"), [("", False), ("size=200MiB", True)])
+def test_raid_in_the_last_partition(tmp_path: Path, size: str, whole: bool) -> None:
+    """A superblock at the disk's end belongs to the partition that reaches up to there."""
+    path = make_disk(tmp_path / "disk", 256 * MIB)
+    run("sfdisk", path, text=f"label: dos\nstart=1MiB {size}\n")
+    put(path, 256 * MIB - 65536, md_superblock())
+    found = look(path)
+    assert found.layout.volumes[0].number == (None if whole else 1)
+    assert found.layout.volumes[0].kind == (None if whole else "linux_raid_member")
+    assert ("part of a RAID" in (found.layout.volumes[0].reason or "")) == whole
 
 
 @pytest.mark.usefixtures("readers")

@@ -255,7 +255,8 @@ def edit_entry(data: bytearray, index: int, at: int, value: bytes) -> None:
         (12, "<I", 91),
         (12, "<I", 513),
         (12, "<I", 0xFFFFFFFF),
-        (24, "<Q", 2),
+        (24, "<Q", 0),
+        (24, "<Q", 5000),
         (32, "<Q", 1),
         (40, "<Q", 0),
         (40, "<Q", 3000),
@@ -282,6 +283,37 @@ def test_hostile_header(small: bytearray, at: int, layout: str, value: int) -> N
     edit_header(small, at, struct.pack(layout, value))
     with pytest.raises(NotUnderstoodError):
         read_table(BytesVolume(small))
+
+
+def test_array_of_gigabytes() -> None:
+    """The size of the disk alone would allow it."""
+
+    class Endless:
+        size = 16 << 40
+        sector_size = 512
+
+        def read(self, offset: int, size: int) -> bytes:
+            assert size <= 8 * MIB
+            return self.start[offset : offset + size].ljust(size, b"\0")
+
+        def __init__(self, start: bytes) -> None:
+            self.start = start
+
+    array, sectors = 64 << 30, (16 << 40) // 512
+    data = bytearray(1024)
+    data[446:512] = (
+        struct.pack("<B3sB3sII", 0, bytes(3), 0xEE, bytes(3), 1, 0xFFFFFFFF).ljust(64, b"\0")
+        + b"\x55\xaa"
+    )
+    data[512:604] = struct.pack(
+        "<8s4I4Q16sQ3I", b"EFI PART", 0x10000, 92, 0, 0, 1, sectors - 1,
+        2 + array // 512, sectors - 34, bytes(16), 2, array // 128, 128, 0,
+    )  # fmt: skip
+    header = data[512:]
+    reseal_header(header)
+    data[512:] = header
+    with pytest.raises(NotUnderstoodError, match="number of entries is impossible"):
+        read_table(Endless(bytes(data)))
 
 
 def test_own_backup_far_away(small: bytearray) -> None:

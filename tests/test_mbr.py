@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imager.errors import NotUnderstoodError
+from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.layout.table import read_table
 from tests.disks import (
@@ -261,6 +261,18 @@ def test_flipped_bytes() -> None:
                 assert not table.extents.clip(partition.start, partition.end)
                 end = partition.end
     assert 0 < refused < 1500
+
+
+def test_unreadable_partition_is_not_the_tables_fault() -> None:
+    class BadSector(BytesVolume):
+        def read(self, offset: int, size: int) -> bytes:
+            if offset <= 100 * 512 < offset + size and offset:
+                raise ReadFailedError("medium error")
+            return super().read(offset, size)
+
+    sector = record(entry(0x83, 100, 800))
+    table = read_table(BadSector(bytearray(sector.ljust(1 << 20, b"\0"))))
+    assert [partition.number for partition in table.partitions] == [1]
 
 
 def test_tiny_disks() -> None:

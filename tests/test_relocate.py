@@ -100,6 +100,19 @@ def test_smallest(disk: Path, sector: int) -> None:
         relocate(FileVolume(disk, sector_size=sector), smallest - sector)
 
 
+def test_smallest_without_partitions(tmp_path: Path) -> None:
+    path = make_disk(tmp_path / "empty", SIZE)
+    run("sfdisk", path, text="label: gpt\n")
+    smallest = read_first_usable(path) * 512 + 33 * 512
+    assert relocate(FileVolume(path), smallest)
+    with pytest.raises(RefusedError):
+        relocate(FileVolume(path), smallest - 512)
+
+
+def read_first_usable(path: Path) -> int:
+    return int(sfdisk_json(path)["firstlba"])
+
+
 def test_repairs_a_damaged_copy(disk: Path, made: Path, sector: int) -> None:
     put(disk, sector, bytes(3 * sector))
     no_problems(moved(disk, sector, 2 * SIZE), made, sector)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from imager.cli.text import parse_size
-
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """--json and --quiet."""
@@ -20,14 +18,6 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to use (default: one for each core)"
     )
-
-
-def size(text: str) -> int:
-    """A size in bytes such as 4G or 16MiB."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def partition_list(text: str) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
-from imager.cli.arguments import add_common, add_threads, partition_list, size
+from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.layout import layout_lines, volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size
+from imager.cli.text import format_duration, format_size, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_threads(parser)
     parser.add_argument(
         "--chunk-size",
-        type=size,
+        type=size_argument,
         default=DEFAULT_CHUNK,
         metavar="SIZE",
         help="64KiB to 16MiB, a power of two (default 1MiB)",
@@ -77,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--split",
-        type=size,
+        type=size_argument,
         metavar="SIZE",
         help="write parts IMAGE.0001 and so on of at most SIZE, 64MiB to 4GiB",
     )

@@ -25,6 +25,9 @@ _WORDS = {
 }
 
 
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left"
+
+
 class ProgressDisplay:
     """A progress callback that shows itself on standard error; use it in a `with` statement."""
 
@@ -67,14 +70,14 @@ class ProgressDisplay:
         self._begun = self._shown = time.monotonic()
         if self._terminal:
             self._bar = tqdm(
-                desc=_WORDS[phase],
-                total=total,
+                desc=_WORDS.get(phase, phase.capitalize()),
+                total=total or None,
+                leave=total > 0,
                 unit="B",
                 unit_scale=True,
                 file=sys.stderr,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} "
-                "{rate_fmt}, {remaining} left",
+                bar_format=_BAR if total else "{desc} ...",
             )
 
     def _line(self, done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def probe(names: Iterable[str], tree: BlockTree) -> dict[str, Facts]:
         return found
     done = programs.run("blkid", "util-linux", "--probe", "--output", "export", *nodes)
     for block in done.stdout.split("\n\n"):
-        pairs = dict(line.partition("=")[::2] for line in block.splitlines())
-        name = nodes.get(_unescape(pairs.get("DEVNAME", "")))
+        pairs = dict(_unescape(line).partition("=")[::2] for line in block.splitlines())
+        name = nodes.get(pairs.get("DEVNAME", ""))
         if name is not None:
             found[name] = _facts({_BLKID_KEYS.get(key, ""): pairs[key] for key in pairs})
     return found
@@ -83,4 +84,4 @@ def _udev_knows(number: str | None) -> bool:
 
 def _unescape(text: str) -> str:
     """Undo the backslashes with which blkid quotes values for a shell."""
-    return text.replace("\\", "")
+    return re.sub(r"\\(.)", r"\1", text)

@@ -13,6 +13,10 @@ from imager.disk.sysfs import BlockTree
 _ATTEMPTS = 10
 _PAUSE = 0.1
 """Seconds; udev opens a new partition for a moment to look at it, and that blocks a reread."""
+_SECTOR = 512
+"""What sysfs and partx count in."""
+_EXTENDED = 4096
+"""To the kernel an extended partition has room for a boot loader only, at most this many bytes."""
 
 
 def reread(fd: int, path: Path) -> bool:
@@ -34,11 +38,31 @@ def reread(fd: int, path: Path) -> bool:
             if error.errno != errno.EBUSY or attempt + 1 == _ATTEMPTS:
                 break
             time.sleep(_PAUSE)
-    # A loop device without partition scan says EINVAL; partx tells it of each partition itself,
-    # and can change those that are not in use where the kernel would refuse all. It fails where
-    # there is no table (any more); then there must be no partitions either.
-    if programs.run("partx", "util-linux", "--update", str(path)).returncode == 0:
-        return True
-    if tree.partitions(name):
-        programs.run("partx", "util-linux", "--delete", str(path))
-    return not tree.partitions(name)
+    # A loop device without partition scan says EINVAL; partx tells it of each partition itself, and
+    # where one is in use it still changes the others. (Not by --update: it exits 0 and leaves out
+    # a partition whose number or place overlaps the old ones'.) So the outcome is checked.
+    _partx("--delete", path)
+    _partx("--add", path)
+    return _agrees(path, name, tree)
+
+
+def _partx(*arguments: str | Path) -> str:
+    """What partx prints; nothing where it fails, as it does on a disk without a table."""
+    return programs.run("partx", "util-linux", *map(str, arguments)).stdout
+
+
+def _agrees(path: Path, name: str, tree: BlockTree) -> bool:
+    """Whether the kernel has the partitions that are in the table."""
+    columns = "--output=NR,START,SECTORS"
+    table = {}
+    for line in _partx("--raw", "--noheadings", columns, path).splitlines():
+        number, start, sectors = map(int, line.split())
+        table[number] = (start * _SECTOR, sectors * _SECTOR)
+    known = {
+        tree.number(part, "partition"): (tree.start(part), tree.size(part))
+        for part in tree.partitions(name)
+    }
+    return table.keys() == known.keys() and all(
+        start == known[number][0] and (size == known[number][1] or known[number][1] <= _EXTENDED)
+        for number, (start, size) in table.items()
+    )

@@ -42,8 +42,7 @@ def device_uses(name: str, system: System) -> tuple[str, ...]:
     found += _swaps(devices, system)
     for part in sorted({part for device in devices for part in system.family(device)}):
         found += (_holder_use(part, holder, system) for holder in system.tree.holders(part))
-    for loop in system.tree.loops:
-        found += _loop_use(loop, name, devices, system)
+    found += _loop_uses(name, devices, system)
     return tuple(dict.fromkeys(found))
 
 
@@ -134,16 +133,19 @@ def _holder_use(part: str, holder: str, system: System) -> str:
     return f"{part} is part of {title}"
 
 
-def _loop_use(loop: Loop, name: str, devices: frozenset[str], system: System) -> Iterator[str]:
-    """Whether a loop device other than the one asked for is attached to what it is made of."""
-    if loop.name in (name, system.tree.parent(name)):
-        return
-    below = system.tree.name_of_number(loop.device) if loop.device else None
-    node = system.tree.node(loop.name)
-    if below and system.any_overlap((below,), devices):
-        yield f"{below} is attached to {node}"
-    elif loop.name in devices and not loop.device:
-        yield f"its file is also attached to {node}"
+def _loop_uses(name: str, devices: frozenset[str], system: System) -> Iterator[str]:
+    """The other loop devices that are attached to what `name` is made of."""
+    base = system.tree.parent(name) or name
+    inode = next((loop.inode for loop in system.tree.loops if loop.name == base), None)
+    for loop in system.tree.loops:
+        below = system.tree.name_of_number(loop.device) if loop.device else None
+        node = system.tree.node(loop.name)
+        if loop.name == base:
+            continue
+        if below and system.any_overlap((below,), devices):
+            yield f"{below} is attached to {node}"
+        elif loop in system.loops_of(inode):
+            yield f"its file is also attached to {node}"
 
 
 def _loops_of_file(path: Path, system: System) -> list[Loop]:

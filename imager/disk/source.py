@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -35,3 +36,13 @@ class SourceDevice(Device):
         except BaseException:
             os.close(fd)
             raise
+
+    def next_data(self, offset: int) -> int | None:
+        """The first byte at or after `offset` that is not in a hole; None if a hole ends the file.
+
+        Only sparse files know of holes: elsewhere it is `offset` itself.
+        """
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            return None if error.errno == errno.ENXIO else offset

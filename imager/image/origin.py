@@ -50,7 +50,8 @@ class StreamOrigin:
     """An image from a pipe as a restore sees it: frames come once."""
 
     path = None
-    files: tuple[Path, ...] = ()
+    files = (Path("/proc/self/fd/0"),)
+    """Where the image may lie, for whoever must not overwrite it."""
 
     def __init__(self, fd: int) -> None:
         """Read the head from `fd`; errors as of `ImageStream`."""

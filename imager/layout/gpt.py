@@ -192,7 +192,7 @@ def _read_copy(volume: Volume, lba: int) -> Copy:
         raise NotUnderstoodError("its header is outside the disk")
     block = volume.read(lba * unit, unit)
     header = Header(*HEADER.unpack_from(block))
-    _check_header(header, block, lba, sectors)
+    _check_header(header, block, lba)
     _check_geometry(header, unit, sectors)
     array_size = header.number_of_partition_entries * header.size_of_partition_entry
     array = volume.read(header.partition_entry_lba * unit, array_sectors(header, unit) * unit)
@@ -203,7 +203,7 @@ def _read_copy(volume: Volume, lba: int) -> Copy:
     return Copy(header, block, array)
 
 
-def _check_header(header: Header, block: bytes, lba: int, sectors: int) -> None:
+def _check_header(header: Header, block: bytes, lba: int) -> None:
     if header.signature != SIGNATURE:
         raise NotUnderstoodError("it has no signature")
     if header.revision != _REVISION:
@@ -232,7 +232,7 @@ def _check_geometry(header: Header, unit: int, sectors: int) -> None:
         raise NotUnderstoodError("its usable range is impossible")
     start = header.partition_entry_lba
     end = start + array_sectors(header, unit)
-    if start <= PRIMARY_LBA or end > sectors or start <= header.my_lba < end:
+    if start <= PRIMARY_LBA or end > sectors:
         raise NotUnderstoodError("its entries are outside the disk")
     headers = (header.my_lba, header.alternate_lba)
     if (start <= last and first < end) or any(first <= lba <= last for lba in headers):

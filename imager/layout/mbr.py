@@ -7,12 +7,12 @@ from that EBR, the link to the next from the start of the extended partition.
 
 from __future__ import annotations
 
-from imager.errors import NotUnderstoodError
+from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Volume
 from imager.layout import boot_record
 from imager.layout.boot_record import Entry
-from imager.layout.model import Partition, PartitionTable
+from imager.layout.model import EXTENDED_TYPES, Partition, PartitionTable
 from imager.layout.ranges import refuse_overlap
 from imager.layout.signatures import find_signature
 
@@ -72,13 +72,16 @@ def _read_partitions(
 def _read_chain(
     volume: Volume, container: Partition, signature: str | None
 ) -> tuple[list[Partition], list[int]]:
-    """The logical partitions, and where the extended boot records stand (bytes)."""
+    """The logical partitions, and where the extended boot records stand (bytes).
+
+    A chain that turns back on itself ends at the limit, like one that is too long.
+    """
     unit = volume.sector_size
     logicals: list[Partition] = []
     records: list[int] = []
     start: int | None = container.start
     while start is not None:
-        if start in records or len(records) == _MAX_LOGICAL:
+        if len(records) == _MAX_LOGICAL:
             raise NotUnderstoodError("the chain of logical partitions does not end")
         if not container.start <= start < container.end:
             raise NotUnderstoodError("a logical partition's record is outside the extended one")
@@ -86,7 +89,7 @@ def _read_chain(
         entries = boot_record.read_entries(volume.read(start, unit))
         if entries is None or not boot_record.is_plausible(entries):
             raise NotUnderstoodError("the chain of logical partitions is broken")
-        data, link = _split(volume, entries)
+        data, link = _split(entries)
         if data is not None:
             number = _FIRST_LOGICAL + len(logicals)
             logicals.append(_partition(volume, number, data, start, signature))
@@ -103,10 +106,10 @@ def _read_chain(
     return logicals, records
 
 
-def _split(volume: Volume, entries: tuple[Entry, ...]) -> tuple[Entry | None, Entry | None]:
+def _split(entries: tuple[Entry, ...]) -> tuple[Entry | None, Entry | None]:
     """An EBR's data record and link; each may be missing, nothing else may be there."""
     used = [entry for entry in entries if entry.size_in_lba]
-    links = [entry for entry in used if _type(entry) in ("0x5", "0xf", "0x85")]
+    links = [entry for entry in used if _type(entry) in EXTENDED_TYPES]
     data = [entry for entry in used if entry not in links]
     if len(links) > 1 or len(data) > 1:
         raise NotUnderstoodError("an extended boot record has more than one partition")
@@ -135,9 +138,17 @@ def _named(partition: Partition) -> tuple[int, int, str]:
 
 def _refuse_other_sector_size(volume: Volume, partitions: tuple[Partition, ...]) -> None:
     """An MBR does not tell its sector size: see whether the file systems stand elsewhere."""
-    if any(find_signature(volume, partition.start) for partition in partitions):
+    if any(_signature(volume, partition.start) for partition in partitions):
         return
     for other in _SECTOR_SIZES:
         starts = [partition.start // volume.sector_size * other for partition in partitions]
-        if other != volume.sector_size and any(find_signature(volume, at) for at in starts):
+        if other != volume.sector_size and any(_signature(volume, at) for at in starts):
             raise NotUnderstoodError(f"the partition table was made for {other}-byte sectors")
+
+
+def _signature(volume: Volume, offset: int) -> str | None:
+    """The signature at `offset`, None also where it cannot be read: that says nothing."""
+    try:
+        return find_signature(volume, offset)
+    except ReadFailedError:
+        return None

@@ -12,7 +12,8 @@ from imager.extents import Extents
 from imager.layout.record import Record
 
 _MAX_BYTES = 1 << 63
-_EXTENDED = frozenset({"0x5", "0xf", "0x85"})
+EXTENDED_TYPES = frozenset({"0x5", "0xf", "0x85"})
+"""MBR types of partitions that only contain others (DOS, Windows 95 with LBA, Linux)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Partition(Record):
     @property
     def extended(self) -> bool:
         """Whether this is an MBR's extended partition, which only contains others."""
-        return self.type in _EXTENDED
+        return self.type in EXTENDED_TYPES
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class DiskLayout(Record):
             raise ValueError("the partition table reaches past the disk's end")
         if any(partition.end > self.size for partition in self.table.partitions):
             raise ValueError("a partition reaches past the disk's end")
-        if any(v.partition and v.partition not in self.table.partitions for v in self.volumes):
+        known = {partition.number: partition for partition in self.table.partitions}
+        if any(v.partition and known.get(v.partition.number) != v.partition for v in self.volumes):
             raise ValueError("a volume's partition is not in the table")
         end = 0
         pieces: list[VolumeLayout | Gap] = [*self.volumes, *self.gaps]

@@ -40,7 +40,7 @@ def read_allocation(volume: Volume) -> Allocation:
         notes: tuple[str, ...] = ()
     else:
         replayed = ReplayedBlocks(volume, layout.block_size, logged)
-        later_groups = _replayed_groups(replayed, layout, groups)
+        later_groups = _replayed_groups(replayed, layout, groups, volume.size)
         bitmaps = union(
             read_bitmaps(disk, layout, groups, _unproven(layout, groups, logged)),
             read_bitmaps(replayed, layout, later_groups),
@@ -63,7 +63,7 @@ def _map_blocks(layout: Layout, groups: Groups) -> set[int]:
     return {layout.superblock_block, *_descriptor_places(layout), *groups.block_bitmap}
 
 
-def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups) -> Groups:
+def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups, volume_size: int) -> Groups:
     """The group descriptors after the replay, which may not have moved anything.
 
     Where they have, the file system was resized and crashed, and `_map_blocks` of the log were
@@ -71,7 +71,7 @@ def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups) -> Groups:
     """
     data = blocks.read(layout.superblock_block, 1)
     offset = SUPERBLOCK_OFFSET % layout.block_size
-    if read_layout(data[offset : offset + SUPERBLOCK_SIZE], layout.size) != layout:
+    if read_layout(data[offset : offset + SUPERBLOCK_SIZE], volume_size) != layout:
         raise NotUnderstoodError("journal changes the file system's layout")
     replayed = read_groups(blocks, layout)
     if replayed.block_bitmap != groups.block_bitmap or replayed.metadata != groups.metadata:
@@ -99,9 +99,9 @@ def _check_fixed(
     covers = allocation.allocated.covers
     if not all(covers(start, end) for start, end in groups.metadata):
         raise NotUnderstoodError("block bitmaps call metadata free")
-    others = [] if journal is None else list(journal.file.runs(0, journal.file.count))
+    if journal is not None and not all(covers(start, end) for start, end in journal.file.extents):
+        raise NotUnderstoodError("block bitmaps call the journal free")
     if layout.mmp_block is not None:
-        others.append((layout.mmp_block, 1))
-    size = layout.block_size
-    if not all(covers(first * size, (first + count) * size) for first, count in others):
-        raise NotUnderstoodError("block bitmaps call the journal or the mmp block free")
+        start = layout.mmp_block * layout.block_size
+        if not covers(start, start + layout.block_size):
+            raise NotUnderstoodError("block bitmaps call the mmp block free")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from imager.errors import NotUnderstoodError
+from imager.extents import Extents
 from imager.filesystems.ext.blocks import Blocks
 from imager.filesystems.ext.checksum import crc32c
 from imager.filesystems.ext.groups import Groups
@@ -27,6 +28,8 @@ _MAX_INITIALISED = 32768  # a greater ee_len means allocated but not written
 _DIRECT = 12
 _MAX_MAP_BLOCKS = 1 << 16
 """Blocks of an extent tree or of indirect pointers; a journal of the greatest size needs 40,000."""
+_MAX_RUNS = 1 << 16
+"""Pieces of a file; a journal has a handful."""
 
 
 class Inode(NamedTuple):
@@ -91,10 +94,17 @@ class FileBlocks:
         self._logical: array[int] = array("Q")
         self._physical: array[int] = array("Q")
         self.count = 0
+        self.map_blocks: array[int] = array("Q")
+        """The volume's blocks that hold the file's extent tree or indirect pointers."""
 
     def append(self, physical: int, count: int) -> None:
-        """Let the file go on with `count` blocks of the volume from block `physical` on."""
+        """Let the file go on with `count` blocks of the volume from block `physical` on.
+
+        Raises NotUnderstoodError where that makes too many pieces.
+        """
         if not self._physical or self.place(self.count - 1) + 1 != physical:
+            if len(self._physical) == _MAX_RUNS:
+                raise NotUnderstoodError("journal is too fragmented")
             self._logical.append(self.count)
             self._physical.append(physical)
         self.count += count
@@ -103,6 +113,13 @@ class FileBlocks:
         """The volume's block that holds block `index` of the file."""
         run = bisect_right(self._logical, index) - 1
         return self._physical[run] + index - self._logical[run]
+
+    @property
+    def extents(self) -> Extents:
+        """The bytes of the volume that the file is in, and its map."""
+        size = self._blocks.block_size
+        runs = [*self.runs(0, self.count), *((block, 1) for block in self.map_blocks)]
+        return Extents.of((first * size, (first + count) * size) for first, count in runs)
 
     def runs(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         """(first block, blocks) in the volume of `count` blocks from block `first` on."""
@@ -131,7 +148,7 @@ def read_file_blocks(
     if not stat.S_ISREG(inode.i_mode) or not inode.i_links_count:
         raise NotUnderstoodError(f"inode {number} is not a file")
     count = (inode.i_size_lo | inode.i_size_high << 32) // layout.block_size
-    if not 0 < count <= max_blocks:
+    if not 0 < count <= min(max_blocks, layout.blocks_count):
         raise NotUnderstoodError(f"size of inode {number} is out of range")
     if inode.i_flags & _INLINE_DATA_FLAG:
         raise NotUnderstoodError(f"inode {number} holds its data inline")
@@ -142,6 +159,10 @@ def read_file_blocks(
         mapper.add_pointers(inode.i_block)
     if mapper.file.count < count:
         raise NotUnderstoodError(f"inode {number} has holes")
+    extents = mapper.file.extents
+    distinct = extents.total == (count + len(mapper.file.map_blocks)) * layout.block_size
+    if not distinct or extents & groups.metadata:
+        raise NotUnderstoodError(f"blocks of inode {number} are in use twice")
     return mapper.file
 
 
@@ -175,7 +196,6 @@ class _Mapper:
         self._layout = layout
         self._seed = seed
         self._count = count
-        self._map_blocks = 0
 
     def add_extents(self, node: bytes, depth: int | None) -> None:
         """Add what a node of an extent tree maps; `depth` is None for the root in the inode."""
@@ -233,11 +253,11 @@ class _Mapper:
             raise NotUnderstoodError("journal has holes")
 
     def _map_block(self, place: int) -> bytes:
-        self._map_blocks += 1
-        if self._map_blocks > _MAX_MAP_BLOCKS:
+        if len(self.file.map_blocks) == _MAX_MAP_BLOCKS:
             raise NotUnderstoodError("journal is too fragmented")
         if not self._layout.holds(place):
             raise NotUnderstoodError("journal is out of range")
+        self.file.map_blocks.append(place)
         return self._blocks.read(place, 1)
 
     def _check_tail(self, node: bytes, header: ExtentHeader) -> None:
