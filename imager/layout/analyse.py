@@ -62,17 +62,16 @@ def analyse(
 ) -> Analysis:
     """Find out what is on the disk `volume`, which blkid can look at under `path`.
 
-    `raw` takes every sector, for `raw_reason` if not on request; `keep_gaps` all that is unpartitioned. `only` and `exclude` are
-    partition numbers: the others, or these, are left out. `raw_volumes` gives numbers (None: the
-    disk itself) that must be stored whole, with the reason. `next_data` finds data in a sparse
-    file (see `gaps`). `progress` is told each step as a short clause.
+    `raw` takes every sector, for `raw_reason` if not on request; `keep_gaps` all that is
+    unpartitioned. `only` and `exclude` are partition numbers: the others, or these, are left out.
+    `raw_volumes` gives numbers (None: the disk itself) that must be stored whole, with the reason.
+    `next_data` finds data in a sparse file (see `gaps`). `progress` is told each step as a short
+    clause.
 
     Raises UsageError for a partition that does not exist, MissingToolError without blkid. What is
     damaged, unknown or unreadable raises nothing: it is stored whole, and the layout says why.
     """
-    disk = _Disk(
-        volume, path, (raw_reason or _RAW) if raw else None, raw_volumes or {}, progress
-    )
+    disk = _Disk(volume, path, (raw_reason or _RAW) if raw else None, raw_volumes or {}, progress)
     progress("reading the partition table")
     try:
         table = read_table(volume)
