@@ -1,1 +1,34 @@
-"""Bare-metal disk imaging: capture a disk into one image file, check it, restore it."""
+"""Bare-metal disk imaging: capture a disk into one image file, check it, restore it.
+
+    capture(source, image, options, progress)      a disk into an image
+    preview(source, options, progress)             what that would do
+    check(image, ...)                              is an image good?
+    open_image(image), plan_restore, restore       an image onto a disk
+
+Nothing here prints; progress goes to a callback; every foreseen failure is an `ImagerError`.
+"""
+
+from imager.capture import CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.check import CheckResult, check
+from imager.errors import ImagerError
+from imager.image.origin import FileOrigin as open_image
+from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
+from imager.version import VERSION as __version__
+
+__all__ = [
+    "CaptureOptions",
+    "CaptureResult",
+    "CheckResult",
+    "ImagerError",
+    "Preview",
+    "RestoreOptions",
+    "RestorePlan",
+    "RestoreResult",
+    "__version__",
+    "capture",
+    "check",
+    "open_image",
+    "plan_restore",
+    "preview",
+    "restore",
+]

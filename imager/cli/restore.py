@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 from imager.cli.arguments import add_common, add_threads
@@ -95,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     origin: Origin
     origin = StreamOrigin(sys.stdin.fileno()) if streamed else FileOrigin(Path(arguments.image))
-    with closing(origin):
+    with origin:
         plan = plan_restore(origin, arguments.target, options)
         talk = not (arguments.json or arguments.quiet) or not (arguments.yes or arguments.dry_run)
         if talk:

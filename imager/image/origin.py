@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from imager.errors import ImagerError
@@ -15,7 +16,7 @@ FrameReader = Callable[[Sequence[Entry]], list[memoryview | ImagerError]]
 """Gives the stored frames of some entries, or for each the reason why it cannot be had."""
 
 
-class FileOrigin:
+class FileOrigin(AbstractContextManager["FileOrigin"]):
     """An image file as a restore sees it: it can be read as often as need be."""
 
     def __init__(self, path: Path) -> None:
@@ -34,6 +35,9 @@ class FileOrigin:
         """Close the image."""
         self._reader.file.close()
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def segments(self) -> Iterator[tuple[Segment | LostRange, FrameReader]]:
         """Segments in disk order, each with the way to its frames."""
         for segment in self._reader.segments():
@@ -46,7 +50,7 @@ class FileOrigin:
                 yield segment
 
 
-class StreamOrigin:
+class StreamOrigin(AbstractContextManager["StreamOrigin"]):
     """An image from a pipe as a restore sees it: frames come once."""
 
     path = None
@@ -60,6 +64,9 @@ class StreamOrigin:
         self.algorithm = self._stream.algorithm
         self.segments_again = self._stream.segments_again
         self.close = self._stream.close
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def require_complete(self) -> None:
         """Only its end will tell."""
