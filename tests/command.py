@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tests.disks import get
 
@@ -92,3 +93,12 @@ def same_bytes(one: Path, other: Path, start: int = 0, size: int | None = None) 
 def all_zero(path: Path, start: int, end: int) -> bool:
     """Whether a range of a file or device reads as zeros."""
     return not any(get(path, start, end - start))
+
+
+def info(image: Path) -> Any:
+    return json.loads(imager("info", "--json", image).out)
+
+
+def volumes(described: Any) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = described["head"]["layout"]["volumes"]
+    return found

@@ -9,6 +9,7 @@ a transfer that begins before it ends short of it.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -18,11 +19,10 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
-from imager import capture
 from imager.cli import main
 
 ENDLESS = 1 << 62
@@ -152,11 +152,12 @@ def _install(faults: _Faults) -> None:
         return None if missing else which(program, *arguments, **options)
 
     for function in (preadv, pread, pwrite, write, fsync, rename):
-        setattr(os, function.__name__, function)
-    shutil.which = find  # type: ignore
+        mock.patch.object(os, function.__name__, function).start()
+    mock.patch.object(shutil, "which", find).start()
     if faults.find("clock", "") is not None:
-        uuid.uuid4 = lambda: uuid.UUID(int=1)
-        setattr(capture, "_now", lambda: "2024-02-29T12:00:00+01:00")
+        capture = importlib.import_module("imager.capture")
+        mock.patch.object(capture, "_now", lambda: "2024-02-29T12:00:00+01:00").start()
+        mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=1)).start()
 
 
 if __name__ == "__main__":
