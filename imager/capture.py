@@ -82,6 +82,7 @@ class CaptureOptions:
             MIN_CHUNK <= self.chunk_size <= MAX_CHUNK
         ):
             raise UsageError("a chunk size is a power of two between 64 KiB and 16 MiB")
+        thread_count(self.threads)
         if self.only and self.exclude:
             raise UsageError("--only and --exclude cannot be used together")
 
@@ -351,7 +352,7 @@ class _Session:
         self.resumed = self._writer.position
         self._zero_hashes: dict[int, bytes] = {}
         self._pending_zeros: _PendingZeros | None = None
-        self._zero = 0
+        self._zero = remains.zero if remains else 0
         self._unreadable: list[tuple[int, int]] = []
 
     def __enter__(self) -> _Session:

@@ -49,6 +49,10 @@ class RestoreOptions:
     salvage: bool = False
     """Restore what is intact of a damaged image; the verdict is `failed` all the same."""
 
+    def __post_init__(self) -> None:
+        """Check what argparse cannot."""
+        thread_count(self.threads)
+
 
 @dataclass(frozen=True)
 class RestorePlan:
