@@ -144,7 +144,8 @@ class TestInterruptedCapture:
         )
         for fault in faults:
             imager(*split, disk, tmp_path / "image", status=-9, program=faulty(STILL, fault))
-            assert "unfinished" in imager("info", tmp_path / "image", status=4).out
+            if fault.call == "write":
+                assert "unfinished" in imager("info", tmp_path / "image", status=4).out
             done = imager(*split, "--resume", disk, tmp_path / "image", program=faulty(STILL))
             assert json.loads(done.out)["resumed"] > 0
             found = sorted(path.name for path in tmp_path.glob("image*"))
