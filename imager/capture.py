@@ -82,6 +82,7 @@ class CaptureOptions:
             MIN_CHUNK <= self.chunk_size <= MAX_CHUNK
         ):
             raise UsageError("a chunk size is a power of two between 64 KiB and 16 MiB")
+        thread_count(self.threads)
         if self.only and self.exclude:
             raise UsageError("--only and --exclude cannot be used together")
 
@@ -195,6 +196,7 @@ def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
         sink.close()
 
 
+_BUSY = "the disk was in use"
 _SAMPLE_CHUNKS = 256
 _FIXED_SIZE = 1 << 15
 """About what head, manifest, index and footers take."""
@@ -204,6 +206,8 @@ def _check_source(
     device: SourceDevice, image: Path | int | None, options: CaptureOptions
 ) -> tuple[str, ...]:
     """Refuse what cannot give a consistent image; returns why the source is in use, if allowed."""
+    if not device.size:
+        raise UsageError(f"{device.path} is empty: it has no sector that could be stored")
     busy = mounted_read_write(device.path)
     if busy and not options.crash_consistent:
         raise RefusedError(
@@ -225,6 +229,7 @@ def _analyse(
         device.path,
         # The maps of mounted file systems change while they are read, so they prove nothing.
         raw=options.raw or bool(busy),
+        raw_reason=_BUSY if busy else None,
         keep_gaps=options.keep_gaps,
         only=options.only,
         exclude=options.exclude,
@@ -351,7 +356,7 @@ class _Session:
         self.resumed = self._writer.position
         self._zero_hashes: dict[int, bytes] = {}
         self._pending_zeros: _PendingZeros | None = None
-        self._zero = 0
+        self._zero = remains.zero if remains else 0
         self._unreadable: list[tuple[int, int]] = []
 
     def __enter__(self) -> _Session:

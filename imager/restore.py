@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from imager.layout.model import DiskLayout, VolumeLayout
 from imager.layout.relocate import relocate
 from imager.layout.table import read_table
 from imager.pipeline import Progress, no_progress, thread_count
-from imager.target_writer import EDGE, VISIBLE, Span, TargetWriter
+from imager.target_writer import EDGE, Span, TargetWriter
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class RestoreOptions:
     read_back: bool = True
     salvage: bool = False
     """Restore what is intact of a damaged image; the verdict is `failed` all the same."""
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot."""
+        thread_count(self.threads)
 
 
 @dataclass(frozen=True)
@@ -151,18 +156,19 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
             checked.require_restorable()
     notes: list[str] = []
     with _open_target(plan) as target:
+        old = _old_ends(target)
         writer = TargetWriter(
             origin,
             target,
             span=plan.span,
-            edges=_edges(plan),
+            edges=_edges(plan, old),
             table=plan.layout.table.extents,
             only_changes=options.only_changes,
             salvage=options.salvage,
             threads=thread_count(options.threads),
             progress=progress,
         )
-        _wipe_signatures(target, plan)
+        _wipe_signatures(target, plan, old)
         writer.write()
         target.sync()
         final = _final_pieces(plan, writer.late_pieces(), target.size)
@@ -276,20 +282,18 @@ def _warnings(
         warnings.append("damaged parts of the image are passed over")
     if any(volume.stored == "excluded" for volume in volumes):
         warnings.append("partitions that were left out of the image stay as they are on the target")
-    if spare and plan_layout.table.kind == "mbr":
+    if spare and options.partition is None and plan_layout.table.kind == "mbr":
         warnings.append(f"{spare} bytes at the end of the larger target stay unpartitioned")
     return warnings
 
 
-def _edges(plan: RestorePlan) -> Extents:
-    """The first and last MiB of the disk and of each volume, in disk bytes."""
-    pieces = [(plan.span.start, plan.span.end)]
-    pieces += [(volume.start, volume.end) for volume in plan.volumes]
-    ranges = []
-    for start, end in pieces:
-        ranges.append((start, min(start + EDGE, end)))
-        ranges.append((max(start, end - EDGE), end))
-    return Extents.of(ranges) - _left_out(plan)
+def _ends(ranges: Iterable[tuple[int, int]]) -> Extents:
+    """The first and the last MiB of each range, where signatures stand."""
+    ends = []
+    for start, end in ranges:
+        ends.append((start, min(start + EDGE, end)))
+        ends.append((max(start, end - EDGE), end))
+    return Extents.of(ends)
 
 
 def _left_out(plan: RestorePlan) -> Extents:
@@ -298,17 +302,30 @@ def _left_out(plan: RestorePlan) -> Extents:
     )
 
 
-def _wipe_signatures(target: TargetDevice, plan: RestorePlan) -> None:
-    """Zero the ends of the target, of its old and of its new volumes: nothing old is found there."""
-    pieces = [(0, target.size)]
+def _edges(plan: RestorePlan, old: Extents) -> Extents:
+    """What is always written, in disk bytes: the ends of the disk and of its volumes, new and old.
+
+    `old` are those of the target's volumes, in bytes of the target.
+    """
+    new = _ends([plan.span, *((volume.start, volume.end) for volume in plan.volumes)])
+    return (new | old.shift(plan.span.start).clip(*plan.span)) - _left_out(plan)
+
+
+def _old_ends(target: TargetDevice) -> Extents:
+    """The ends of the volumes that are on the target now, as far as they are known."""
     with contextlib.suppress(NotUnderstoodError, ReadFailedError):
-        pieces += [(old.start, old.end) for old in read_table(target).partitions]
-    ranges = []
-    for start, end in pieces:
-        ranges.append((start, min(start + EDGE, end)))
-        ranges.append((max(start, end - EDGE), end))
+        return _ends((old.start, old.end) for old in read_table(target).partitions)
+    return Extents()
+
+
+def _wipe_signatures(target: TargetDevice, plan: RestorePlan, old: Extents) -> None:
+    """Zero both ends of the target, and the `old` ends behind what will be written.
+
+    From now on nothing is found on it, whatever interrupts the writing.
+    """
+    wiped = _ends([(0, target.size)]) | old.clip(plan.size, target.size)
     # Whole-disk restores only: in a partition's, nothing is left out.
-    for start, end in (Extents.of(ranges) - _left_out(plan)).clip(0, target.size):
+    for start, end in wiped - _left_out(plan):
         target.zero(start, end - start)
     target.sync()
 
@@ -317,20 +334,23 @@ def _final_pieces(
     plan: RestorePlan, late: list[tuple[int, bytes]], target_size: int
 ) -> list[tuple[int, bytes]]:
     """What is written last, in order; a GPT is fitted to the target's size."""
-    if (
-        plan.options.partition is not None
-        or plan.layout.table.kind != "gpt"
-        or (target_size == plan.head.disk_size)
-    ):
-        return sorted(late, reverse=True)
-    fitted = list(relocate(Pieces(plan.head, late), target_size))
+    late = sorted(late, reverse=True)
+    table = plan.layout.table
+    if plan.options.partition is not None or table.kind != "gpt" or target_size == plan.size:
+        return late
+    try:
+        fitted = list(relocate(Pieces(plan.head, late), target_size))
+    except NotUnderstoodError:  # both copies are lost, or there is no room for a second one
+        return late
     taken = Extents.of((offset, offset + len(data)) for offset, data in fitted)
     rest = []
     for offset, data in late:
         for start, end in Extents.span(offset, offset + len(data)) - taken:
+            piece = bytearray(data[start - offset : end - offset])
             # The old backup's place lies amid the larger disk: it must not be found there.
-            piece = data[start - offset : end - offset] if start < VISIBLE else bytes(end - start)
-            rest.append((start, piece))
+            for low, high in table.extents.clip(start, end):
+                piece[low - start : high - start] = bytes(high - low)
+            rest.append((start, bytes(piece)))
     return rest + fitted
 
 

@@ -51,6 +51,16 @@ class Remains:
     part_starts: tuple[int, ...]
     segments: tuple[Segment, ...]
 
+    @property
+    def zero(self) -> int:
+        """Disk bytes in chunks that are all zero."""
+        return sum(
+            end - start
+            for segment in self.segments
+            for start, end, entry in segment.placed(self.head.chunk_size)
+            if entry.kind == ChunkKind.ZERO
+        )
+
 
 def find_remains(
     sink: FileSink,

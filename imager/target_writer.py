@@ -4,7 +4,7 @@ Of each segment's disk range
 
     wanted   what the image holds, unreadable sectors (as zeros), the ends of disk and volumes
     free     unused and not wanted: discarded where the device can
-    late     the partition table and the first 4 KiB: kept in memory, written when all else is safe
+    late     the partition table and the first MiB: kept in memory, written when all else is safe
 
 and what was left out of the image is in none of them.
 """
@@ -29,8 +29,6 @@ from imager.pipeline import Progress, ordered_map
 
 EDGE = 1 << 20
 """Bytes at each end of a disk or volume that are always written: signatures stand there."""
-VISIBLE = 4096
-"""Bytes at the beginning of what is restored that are written last of all."""
 MIN_DISCARD = 1 << 20
 """Unused ranges shorter than this are left alone (bytes)."""
 
@@ -101,7 +99,7 @@ class TargetWriter:
         self._target = target
         self._span = span
         self._edges = edges
-        self._late = (table | Extents.span(span.start, span.start + VISIBLE)).clip(*span)
+        self._late = (table | Extents.span(span.start, span.start + EDGE)).clip(*span)
         self._only_changes = only_changes
         self._salvage = salvage
         self._threads = threads

@@ -93,11 +93,11 @@ def fill(device: LoopDevice, folder: Path) -> None:
     with mounted(ext4, folder / "ext4") as place:
         write_tree(place / "home", 6 * MIB, 1)
         _write_what_root_can(place)
-        _write_and_delete(place)
+        write_and_delete(place)
     run("mkfs.ntfs", "-q", "-f", "-F", "-L", "Windows", "-s", str(sector), ntfs)
     with mounted(ntfs, folder / "ntfs", "streams_interface=xattr", fs_type="ntfs-3g") as place:
         write_tree(place / "Users", 4 * MIB, 2)
-        _write_and_delete(place)
+        write_and_delete(place)
         os.setxattr(place / "Users/letter.txt", "user.stream", b"an alternate data stream")
     run("mkswap", "--label", "swap", swap)
 
@@ -214,7 +214,7 @@ def _write_what_root_can(place: Path) -> None:
         (many / f"a file in a large directory {number}").touch()
 
 
-def _write_and_delete(place: Path) -> None:
+def write_and_delete(place: Path) -> None:
     """Leave old content in unused blocks, and holes between used ones."""
     chance = random.Random(6)
     folder = place / "temporary"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from imager.check import CheckResult, check
@@ -65,16 +66,28 @@ def run(arguments: argparse.Namespace) -> int:
             statuses.append(error.exit_code)
             reports.append({"image": str(path), "verdict": "failed", "error": str(error)})
             if not arguments.json:
-                print(f"{path}: failed: {error}")
+                _say_failed([f"{path}: failed: {error}"], arguments.quiet)
             continue
         statuses.append(_status(result))
         reports.append(_report_json(result))
-        if not arguments.json and not arguments.quiet:
+        if arguments.json:
+            continue
+        if result.verdict == "failed":
+            _say_failed(_report_lines(result), arguments.quiet)
+        elif not arguments.quiet:
             print("\n".join(_report_lines(result)))
     if arguments.json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]
     return failures[0] if failures else max(statuses)
+
+
+def _say_failed(lines: list[str], quiet: bool) -> None:
+    """Report an image that is not good; even if quiet, one line says which."""
+    if quiet:
+        print(f"imager: {lines[0]}", file=sys.stderr)
+    else:
+        print("\n".join(lines))
 
 
 def _status(result: CheckResult) -> int:

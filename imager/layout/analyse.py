@@ -37,7 +37,8 @@ class _Disk:
 
     volume: Volume
     path: str | os.PathLike[str]
-    raw: bool
+    raw: str | None
+    """Why every sector is taken, if so."""
     raw_volumes: Mapping[int | None, str]
     progress: Callable[[str], None]
 
@@ -51,6 +52,7 @@ def analyse(
     path: str | os.PathLike[str],
     *,
     raw: bool = False,
+    raw_reason: str | None = None,
     keep_gaps: bool = False,
     only: Collection[int] = (),
     exclude: Collection[int] = (),
@@ -60,15 +62,16 @@ def analyse(
 ) -> Analysis:
     """Find out what is on the disk `volume`, which blkid can look at under `path`.
 
-    `raw` takes every sector, `keep_gaps` all that is unpartitioned. `only` and `exclude` are
-    partition numbers: the others, or these, are left out. `raw_volumes` gives numbers (None: the
-    disk itself) that must be stored whole, with the reason. `next_data` finds data in a sparse
-    file (see `gaps`). `progress` is told each step as a short clause.
+    `raw` takes every sector, for `raw_reason` if not on request; `keep_gaps` all that is
+    unpartitioned. `only` and `exclude` are partition numbers: the others, or these, are left out.
+    `raw_volumes` gives numbers (None: the disk itself) that must be stored whole, with the reason.
+    `next_data` finds data in a sparse file (see `gaps`). `progress` is told each step as a short
+    clause.
 
     Raises UsageError for a partition that does not exist, MissingToolError without blkid. What is
     damaged, unknown or unreadable raises nothing: it is stored whole, and the layout says why.
     """
-    disk = _Disk(volume, path, raw, raw_volumes or {}, progress)
+    disk = _Disk(volume, path, (raw_reason or _RAW) if raw else None, raw_volumes or {}, progress)
     progress("reading the partition table")
     try:
         table = read_table(volume)
@@ -93,7 +96,7 @@ def analyse(
             else:
                 pieces.append(_piece(disk, partition, identity, unclear))
     progress("searching the gaps between partitions")
-    keep_reason = _RAW if raw else "all gaps were asked for" if keep_gaps else None
+    keep_reason = disk.raw or ("all gaps were asked for" if keep_gaps else None)
     if whole and not keep_reason:
         doubt = f"the disk as a whole has a signature of {whole.kind}"
     return _assemble(disk, table, pieces, keep_reason or doubt, next_data)
@@ -114,7 +117,7 @@ def _piece(
 ) -> Piece:
     """How a volume is stored: whole where that is asked for or where `fault` says why it must."""
     number = partition.number if partition else None
-    reason = _RAW if disk.raw else disk.raw_volumes.get(number, fault)
+    reason = disk.raw or disk.raw_volumes.get(number, fault)
     if reason is not None:
         return store_raw(disk.volume, partition, identity, reason)
     return store_used(disk.volume, partition, identity)
