@@ -301,6 +301,10 @@ class _Encoded(NamedTuple):
     unreadable: list[tuple[int, int]]
 
 
+_ZERO_UNIT = 1 << 25
+"""Longer runs of zeros are cut to a multiple of this (bytes)."""
+
+
 class _PendingZeros(NamedTuple):
     """A run of zeros not yet written, which the next chunks may lengthen."""
 
@@ -435,9 +439,11 @@ class _Session:
 
     def _flush_zeros(self) -> None:
         while pending := self._pending_zeros:
-            # A shorter last chunk has its own content hash, so it stands alone.
-            whole = pending.end // self._head.chunk_size * self._head.chunk_size
-            self._write_zeros(pending, whole if whole > pending.start else pending.end)
+            size = pending.end - pending.start
+            # Few different lengths make few different frames, and each is compressed, and later
+            # proved by whoever checks, only once. A shorter last chunk has its own content hash.
+            unit = _ZERO_UNIT if size >= _ZERO_UNIT else min(self._head.chunk_size, size)
+            self._write_zeros(pending, pending.start + size // unit * unit)
 
     def _write_zeros(self, pending: _PendingZeros, end: int) -> None:
         """Write the first pending zeros, up to disk byte `end`."""

@@ -12,7 +12,7 @@ import pytest
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems.ext.blocks import Blocks
-from imager.filesystems.ext.checksum import crc32c
+from imager.filesystems.ext.checksum import CRC_START, crc32c
 from imager.filesystems.ext.groups import read_groups
 from imager.filesystems.ext.journal import Journal, read_journal
 from imager.filesystems.ext.layout import DescriptorChecksum
@@ -163,7 +163,7 @@ def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:
 
 
 class HandMade:
-    """A small volume with a log written by debugfs: bitmaps of group 5 of our choosing."""
+    """A small volume with a log written by debugfs: bitmaps of group 6 of our choosing."""
 
     def __init__(self, folder: Path, options: str) -> None:
         self.image = make(folder / "image", 64 * MIB, "-b", "1024", *options.split())
@@ -171,21 +171,22 @@ class HandMade:
         volume = FileVolume(self.image)
         self._layout = read_layout(volume.read(1024, 1024), volume.size)
         self._blocks = Blocks(volume, self._layout.block_size)
-        self._place = read_groups(self._blocks, self._layout).block_bitmap[5]
+        self._place = read_groups(self._blocks, self._layout).block_bitmap[6]
+        self._journal = journal_of(self.image).file
         self._transactions: list[str] = []
         self._contents: list[tuple[int, bytes]] = []
 
     def patch_journal(self, offset: int, content: bytes) -> None:
         """Overwrite bytes of the journal; `offset` counts in the journal file."""
         with self.image.open("r+b") as file:
-            file.seek(journal_of(self.image).file.place(offset // 1024) * 1024 + offset % 1024)
+            file.seek(self._journal.place(offset // 1024) * 1024 + offset % 1024)
             file.write(content)
 
     def log(self, *clusters: int, begin: bytes = b"", flags: str = "") -> None:
-        """A transaction that puts `clusters` of group 5 to use.
+        """A transaction that puts `clusters` of group 6 to use.
 
         `begin` replaces the first bytes of the bitmap. The descriptors go along, because of the
-        checksums in them; group 5 has its descriptor in the first block of them.
+        checksums in them; group 6 has its descriptor in the first block of them.
         """
         bitmap = bytearray(self._blocks.read(self._place, 1))
         for cluster in clusters:
@@ -193,7 +194,7 @@ class HandMade:
         bitmap[: len(begin)] = begin
         ((first, _),) = self._layout.descriptor_runs()
         table = bytearray(self._blocks.read(first, 1))
-        at = 5 * self._layout.desc_size
+        at = 6 * self._layout.desc_size
         desc = table[at : at + self._layout.desc_size]
         desc[0x12] &= ~0x2  # BLOCK_UNINIT
         if self._layout.descriptor_checksum is DescriptorChecksum.CRC32C:
@@ -203,7 +204,7 @@ class HandMade:
             if self._layout.desc_size > 32:
                 desc[0x38:0x3A] = (csum >> 16).to_bytes(2, "little")
             desc[0x1E:0x20] = b"\0\0"
-            csum = crc32c(seed, (5).to_bytes(4, "little") + bytes(desc))
+            csum = crc32c(seed, (6).to_bytes(4, "little") + bytes(desc))
             desc[0x1E:0x20] = (csum & 0xFFFF).to_bytes(2, "little")
         table[at : at + len(desc)] = desc
         self._add(f"-b {self._place},{first} {flags}", bytes(bitmap + table))
@@ -223,6 +224,21 @@ class HandMade:
         file.write_bytes(content)
         self._transactions.append(f"jw {options} {file}")
 
+    def rotate(self, blocks: int) -> None:
+        """Move a log of up to 16 blocks so that it goes round after `blocks` of them."""
+        journal = journal_of(self.image)
+        content = journal.file.read(journal.start, 16)
+        ring = [*range(journal.end - blocks, journal.end), *range(journal.first, journal.end)]
+        for index in range(16):
+            self.patch_journal((journal.start + index) * 1024, bytes(1024))
+        for index in range(16):
+            self.patch_journal(ring[index] * 1024, content[index * 1024 : (index + 1) * 1024])
+        self.patch_journal(0x1C, struct.pack(">I", ring[0]))
+        if journal.has_block_checksums:
+            self.patch_journal(0xFC, bytes(4))
+            checksum = crc32c(CRC_START, self._journal.read(0, 1))
+            self.patch_journal(0xFC, struct.pack(">I", checksum))
+
     def checkpoint(self, *which: int) -> None:
         """Put logged blocks to their places: 0 the first bitmap, 1 its descriptors, 2 ..."""
         with self.image.open("r+b") as file:
@@ -237,7 +253,7 @@ class HandMade:
 
     def expected(self, *clusters: int) -> Extents:
         """The part of these clusters that was not in use before."""
-        start = self._layout.group_start(5)
+        start = self._layout.group_start(6)
         blocks = [(start + cluster) * 1024 for cluster in clusters]
         return Extents.of((block, block + 1024) for block in blocks) - self.before
 
@@ -311,6 +327,15 @@ class TestHandMadeLogs:
         made.log(3000)
         made.log(*FAR)
         made.write(LOGS[name][1])
+        assert made.extra() == made.recovered() == made.expected(*FAR)
+
+    @pytest.mark.parametrize("blocks", [4, 5, 6, 7])
+    def test_log_goes_round(self, name: str, blocks: int, tmp_path: Path) -> None:
+        made = HandMade(tmp_path, LOGS[name][0])
+        made.log(3000)
+        made.log(*FAR)
+        made.write(LOGS[name][1])
+        made.rotate(blocks)
         assert made.extra() == made.recovered() == made.expected(*FAR)
 
     def test_checkpoint_cut_short(self, name: str, tmp_path: Path) -> None:

@@ -107,11 +107,12 @@ class ChunkDecoder:
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
         try:
             with decompressor.stream_reader(frame) as reader:
-                while size > 0:
-                    got = reader.readinto(view[: min(size, len(view))])
+                left = size
+                while left > 0:
+                    got = reader.readinto(view[: min(left, len(view))])
                     if not got or bytes(view[:got]) != self._zeros[:got]:
                         raise ImageError("a run of zeros decodes to something else")
-                    size -= got
+                    left -= got
                 if reader.read(1):
                     raise ImageError("the frame decodes to another length")
         except zstandard.ZstdError as error:

@@ -40,7 +40,7 @@ def guard_frame() -> bytes:
     return ZSTD_MAGIC.to_bytes(4, "little") + b"\x23" + dictionary + b"\0" + b"\x01\0\0"
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def zero_frame(size: int) -> bytes:
     """A frame that decodes to `size` zero bytes (at most 1 GiB) and needs a 128 KiB window only."""
     if not 0 < size <= MAX_ZERO_RUN:

@@ -7,12 +7,10 @@ has been replayed, in memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from imager.errors import NotUnderstoodError
 from imager.filesystems import Allocation, Volume
 from imager.filesystems.ext.bitmaps import allocated_extents, read_bitmaps, union
-from imager.filesystems.ext.blocks import Blocks, LoggedBlock, ReplayedBlocks
+from imager.filesystems.ext.blocks import Blocks, ReplayedBlocks
 from imager.filesystems.ext.groups import Groups, read_groups
 from imager.filesystems.ext.journal import Journal, read_journal
 from imager.filesystems.ext.layout import Layout
@@ -42,7 +40,8 @@ def read_allocation(volume: Volume) -> Allocation:
         replayed = ReplayedBlocks(volume, layout.block_size, logged)
         later_groups = _replayed_groups(replayed, layout, groups, volume.size)
         bitmaps = union(
-            read_bitmaps(disk, layout, groups, _unproven(layout, groups, logged)),
+            # On disk a logged bitmap and the descriptor with its checksum may differ in age.
+            read_bitmaps(disk, layout, groups, unproven=logged),
             read_bitmaps(replayed, layout, later_groups),
         )
         notes = ("journal not replayed: kept what is in use before and after",)
@@ -51,16 +50,12 @@ def read_allocation(volume: Volume) -> Allocation:
     return allocation
 
 
-def _descriptor_places(layout: Layout) -> list[int]:
-    """The blocks of the primary group descriptors, in order of groups."""
-    return [
-        block for first, count in layout.descriptor_runs() for block in range(first, first + count)
-    ]
-
-
 def _map_blocks(layout: Layout, groups: Groups) -> set[int]:
     """The blocks that say what is in use: superblock, group descriptors, block bitmaps."""
-    return {layout.superblock_block, *_descriptor_places(layout), *groups.block_bitmap}
+    blocks = {layout.superblock_block, *groups.block_bitmap}
+    for first, count in layout.descriptor_runs():
+        blocks.update(range(first, first + count))
+    return blocks
 
 
 def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups, volume_size: int) -> Groups:
@@ -77,19 +72,6 @@ def _replayed_groups(blocks: Blocks, layout: Layout, groups: Groups, volume_size
     if replayed.block_bitmap != groups.block_bitmap or replayed.metadata != groups.metadata:
         raise NotUnderstoodError("journal moves structures of block groups")
     return replayed
-
-
-def _unproven(layout: Layout, groups: Groups, logged: Mapping[int, LoggedBlock]) -> set[int]:
-    """The bitmaps on disk whose checksum need not be right before the replay.
-
-    A bitmap and the descriptor with its checksum go from the log to their places one by one.
-    """
-    unproven = {block for block in groups.block_bitmap if block in logged}
-    for index, block in enumerate(_descriptor_places(layout)):
-        if block in logged:
-            first = index * layout.descriptors_per_block
-            unproven.update(groups.block_bitmap[first : first + layout.descriptors_per_block])
-    return unproven
 
 
 def _check_fixed(
