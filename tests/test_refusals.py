@@ -7,6 +7,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.command import IMAGER, ROOT, failure, imager, info, volumes
 from tests.comparing import digest
 from tests.disks import MIB, clone, put, run
