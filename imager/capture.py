@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imager.check import CheckResult, check
-from imager.chunks import ChunkReader, ChunkRun, chunk_runs
+from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
@@ -164,7 +164,8 @@ def preview(
         analysis = _analyse(device, options, busy, progress)
         used = analysis.used - analysis.excluded
         encoder = ChunkEncoder(hash_algorithm(options.hash_name), options.level, options.chunk_size)
-        reader = ChunkReader(device.readinto, options.chunk_size, device.sector_size)
+        salvage = Salvage(device.reread_sector, device.sector_size)
+        reader = ChunkReader(device.readinto, options.chunk_size, salvage)
         runs = [run for run in chunk_runs(used, 0, device.size, options.chunk_size) if run.used]
         sample = runs[:: max(1, len(runs) // _SAMPLE_CHUNKS)]
         total = sum(run.used.total for run in sample)
@@ -331,10 +332,11 @@ class _Session:
         unused = self._used.complement(0, device.size) - analysis.excluded
         self._algorithm = hash_algorithm(options.hash_name)
         self._encoder = ChunkEncoder(self._algorithm, options.level, head.chunk_size)
+        salvage = Salvage(device.reread_sector, device.sector_size)
         self._reader = ChunkReader(
             device.readinto,
             head.chunk_size,
-            device.sector_size if options.continue_on_read_error else None,
+            salvage if options.continue_on_read_error else None,
         )
         self._threads = thread_count(options.threads)
         remains = None

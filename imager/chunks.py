@@ -16,6 +16,14 @@ ReadInto = Callable[[int, memoryview], None]
 """Fills the view from a byte offset of a device; DeviceReadError where it cannot."""
 
 
+class Salvage(NamedTuple):
+    """How to go on where a read fails: sector by sector."""
+
+    read_sector: ReadInto
+    sector_size: int
+    """Bytes."""
+
+
 class ChunkRun(NamedTuple):
     """Consecutive chunks: one that holds used sectors, or many that hold none."""
 
@@ -49,12 +57,12 @@ class ChunkReader:
         self,
         readinto: ReadInto,
         chunk_size: int,
-        salvage_sectors: int | None = None,
+        salvage: Salvage | None = None,
     ) -> None:
-        """Read by `readinto`; with `salvage_sectors` (bytes) go on past errors sector by sector."""
+        """Read by `readinto`; with `salvage` go on past errors."""
         self._readinto = readinto
         self._zeros = bytes(chunk_size)
-        self._salvage_sectors = salvage_sectors
+        self._salvage = salvage
         self._local = threading.local()
 
     def read(self, run: ChunkRun) -> tuple[bytearray, list[tuple[int, int]]]:
@@ -83,16 +91,18 @@ class ChunkReader:
             try:
                 self._readinto(start, part)
             except DeviceReadError as error:
-                if self._salvage_sectors is None or error.gone:
+                if self._salvage is None or error.gone:
                     raise
-                unreadable += self._read_sectors(start, part, self._salvage_sectors)
+                unreadable += self._read_sectors(start, part, self._salvage)
         return unreadable
 
-    def _read_sectors(self, start: int, part: memoryview, size: int) -> Iterator[tuple[int, int]]:
-        for offset in range(0, len(part), size):
-            sector = part[offset : offset + size]
+    def _read_sectors(
+        self, start: int, part: memoryview, salvage: Salvage
+    ) -> Iterator[tuple[int, int]]:
+        for offset in range(0, len(part), salvage.sector_size):
+            sector = part[offset : offset + salvage.sector_size]
             try:
-                self._readinto(start + offset, sector)
+                salvage.read_sector(start + offset, sector)
             except DeviceReadError as error:
                 if error.gone:
                     raise

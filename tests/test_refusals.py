@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
-from tests.command import IMAGER, failure, imager, info, volumes
+import pytest
+
+from tests.command import IMAGER, ROOT, failure, imager, info, volumes
 from tests.comparing import digest
 from tests.disks import MIB, clone, put, run
 from tests.loop import LoopDevice, mounted, swapped_on
@@ -73,6 +77,29 @@ class TestRefusals:
             )
             assert "--yes" in line
             assert digest(target.file) == before
+
+    @pytest.mark.parametrize("answer", ["right", "wrong", "nothing"])
+    def test_asked(self, answer: str, small: Small, tmp_path: Path) -> None:
+        with garbage_device(tmp_path, SMALL_SIZE) as target:
+            before = digest(target.file)
+            typed = {"right": target.path.name, "wrong": "sda", "nothing": ""}[answer]
+            words = [*IMAGER, "restore", str(small.image), str(target.path)]
+            done = subprocess.run(
+                ["script", "--quiet", "--return", "--command", shlex.join(words), "/dev/null"],
+                input=typed + "\n",
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                check=False,
+            )
+            assert f"Type {target.path.name} to go on" in done.stdout
+            if answer == "right":
+                assert done.returncode == 0, done
+                imager("check", "--against", target.path, small.image)
+            else:
+                assert done.returncode == 5, done
+                assert "not confirmed: nothing was written" in done.stdout
+                assert digest(target.file) == before
 
     def test_write_protected(self, small: Small, tmp_path: Path) -> None:
         garbage(tmp_path / "target", SMALL_SIZE)

@@ -22,7 +22,7 @@ from tests.command import (
     volumes,
     zstd_refuses,
 )
-from tests.comparing import digest, disk_facts, files_of, gpt_is_sound
+from tests.comparing import digest, disk_facts, files_of, gpt_is_sound, table_of
 from tests.disks import MIB, clone, copy_into, get, parted_partitions, put, run
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.small_disk import (
@@ -83,6 +83,16 @@ def test_restores_a_whole_disk_over_garbage(sample: Sample, tmp_path: Path) -> N
         assert gpt_is_sound(target.path)
         imager("check", "--against", target.path, sample.image)
     imager("check", "--against", sample.device.path, sample.image)
+
+
+def test_restores_onto_a_larger_disk(sample: Sample, tmp_path: Path) -> None:
+    size = sample.size + 9 * MIB
+    with LoopDevice(garbage(tmp_path / "t", size), 0, sample.device.sector_size) as target:
+        imager("restore", "--yes", "--no-read-back", sample.image, target.path)
+        target.scan()
+        assert table_of(target.path) == sample.facts["table"]
+        assert gpt_is_sound(target.path)
+        assert parted_partitions(target.path) == parted_partitions(sample.device.path)
 
 
 def test_plain_zstd_restores_the_same(sample: Sample, tmp_path: Path) -> None:

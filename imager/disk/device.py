@@ -153,6 +153,14 @@ def open_device(path: Path, flags: int) -> int:
         raise UsageError(f"{path}: there is no such device or file") from error
 
 
+def open_direct(fd: int) -> int:
+    """The same file once more, for reading past the page cache; -1 where that is impossible."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
 def why(error: OSError) -> str:
     """The reason of a failed call in the kernel's words, with what to do where that is known."""
     reason = (error.strerror or str(error)).lower()

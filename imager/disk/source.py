@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
-from imager.disk.device import Device, open_device, why
+from imager.disk.device import Device, open_device, open_direct, why
 from imager.errors import ReadFailedError
 
 
@@ -36,6 +37,34 @@ class SourceDevice(Device):
         except BaseException:
             os.close(fd)
             raise
+        self._direct_fd = open_direct(fd)
+
+    def reread_sector(self, offset: int, view: memoryview) -> None:
+        """As `readinto` for one sector, but past the page cache where that is possible.
+
+        The cache reads whole pages, and gives nothing of a page with one bad sector.
+        """
+        self._fill(self._read_some_directly, offset, view)
+
+    def close(self) -> None:
+        """Give the descriptors back; harmless when done twice."""
+        direct, self._direct_fd = self._direct_fd, -1
+        if direct >= 0:
+            os.close(direct)
+        super().close()
+
+    def _read_some_directly(self, view: memoryview, offset: int) -> int:
+        if self._direct_fd < 0:
+            return self._read_some(view, offset)
+        buffer = memoryview(mmap.mmap(-1, view.nbytes))  # aligned to a page
+        try:
+            count = os.preadv(self._direct_fd, [buffer], offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return self._read_some(view, offset)  # a file system that wants larger blocks
+        view[:count] = buffer[:count]
+        return count
 
     def next_data(self, offset: int) -> int | None:
         """The first byte at or after `offset` that is not in a hole; None if a hole ends the file.

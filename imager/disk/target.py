@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from imager.disk import abi
-from imager.disk.device import Device, open_device, why
+from imager.disk.device import Device, open_device, open_direct, why
 from imager.disk.partitions import reread
 from imager.disk.safety import summary, usage
 from imager.disk.sysfs import BlockTree
@@ -62,7 +62,7 @@ class TargetDevice(Device):
             (abi.zero_out,) if self._is_block else (abi.punch_hole, abi.zero_range)
         )
         self._local = threading.local()
-        self._direct_fd = self._open_direct()
+        self._direct_fd = open_direct(self._fd)
         self.reads_directly = self._direct_fd >= 0
         """Whether `read_direct` bypasses the page cache; where the file system knows no O_DIRECT,
         the cache is dropped first instead, which proves less."""
@@ -207,13 +207,6 @@ class TargetDevice(Device):
             self._local.buffer = memoryview(mmap.mmap(-1, _DIRECT_BUFFER))
         buffer: memoryview = self._local.buffer
         return buffer
-
-    def _open_direct(self) -> int:
-        """The same file once more with O_DIRECT; -1 where its file system refuses that."""
-        try:
-            return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:
-            return -1
 
     def _discard_geometry(self) -> tuple[int, int]:
         """The unit in which the device discards and where the first one starts; 0 for never."""

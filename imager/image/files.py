@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import bisect
 import os
-import re
 from pathlib import Path
 from types import TracebackType
 
 from imager.errors import ImageError, ReadFailedError
-from imager.image.sink import MAX_PARTS, part_path, partial_path
-
-_PART_NAME = re.compile(r"(?P<image>.+)\.\d{4}(\.last)?(\.partial)?")
+from imager.image.sink import MAX_PARTS, PART_NAME, part_path, partial_path
 
 
 class ImageFile:
@@ -86,7 +83,7 @@ class ImageFile:
 
 def _find_parts(path: Path) -> tuple[Path, list[Path], bool]:
     """The image's own name, its files in order, and whether their names say that it is complete."""
-    match = _PART_NAME.fullmatch(path.name)
+    match = PART_NAME.fullmatch(path.name)
     base = path.with_name(match["image"]) if match else path
     parts: list[Path] = []
     for number in range(1, MAX_PARTS + 1):

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,10 @@ MIN_PART = 1 << 26
 """A part must hold any single frame; the largest we write are far below this (bytes)."""
 MAX_PART = (1 << 32) - 1
 """FAT32's largest file (bytes)."""
+
+
+PART_NAME = re.compile(r"(?P<image>.+)\.\d{4}(\.last)?(\.partial)?")
+"""What a part may be called, finished or not."""
 
 
 def part_path(image: Path, number: int, last: bool) -> Path:
@@ -72,10 +77,15 @@ class FileSink:
         """Create the output, or with `resume` take up what an interrupted capture left.
 
         Raises RefusedError where the image exists, another process writes it, or remains of an
-        interrupted one are in the way; UsageError for a `split` size (bytes) that cannot be.
+        interrupted one are in the way; UsageError for a `split` size (bytes) that cannot be, or
+        a name that would be taken for a part's.
         """
         if split is not None and not MIN_PART <= split <= MAX_PART:
             raise UsageError(f"a part must have between {MIN_PART} and {MAX_PART} bytes")
+        if PART_NAME.fullmatch(image.name) or image.name.endswith(".partial"):
+            raise UsageError(
+                f"{image}: parts and unfinished images have names like this, choose another"
+            )
         self._image = image
         self._split = split
         self._files: list[int] = []
