@@ -580,8 +580,9 @@ def test_the_root_directory_must_fit_the_table(image: bytearray) -> None:
     struct.pack_into("<H", spoilt, folder + 20, 0)
     with pytest.raises(NotUnderstoodError, match="free cluster"):
         read(spoilt)
-    spoilt[root_start(image)] = 0xE5
-    spoilt[root_start(image) + 32] = 0
+    start = root_start(image)
+    spoilt[start + 64 : start + 96] = spoilt[folder : folder + 32]
+    spoilt[start], spoilt[start + 32] = 0xE5, 0
     assert read(spoilt) == read(image), "nothing counts behind the end of the directory"
 
 
@@ -643,6 +644,12 @@ def test_files_without_a_root_directory_are_refused(image: bytearray) -> None:
     image[root_start(image)] = 0
     with pytest.raises(NotUnderstoodError, match="empty, yet"):
         read(image)
+    one_cluster = make_by_hand(100, 1)
+    entry(one_cluster, 50, 0xFFF)
+    assert read(one_cluster).allocated == expected(one_cluster)
+    one_cluster[root_start(one_cluster)] = 0
+    with pytest.raises(NotUnderstoodError, match="empty, yet"):
+        read(one_cluster)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -701,7 +708,8 @@ def test_wrong_lengths_of_table_and_root_directory_lose_nothing(image: bytearray
     needed = expected(image)
     for offset in (17, 22):
         (right,) = struct.unpack_from("<H", image, offset)
-        for value in [right - 16, right + 16, right * 2, right // 2, *range(right - 9, right + 30)]:
+        for step in [-right, -right // 2, right, -16, 32, 64, *range(-9, 30)]:
+            value = max(right + step, 0)
             struct.pack_into("<H", image, offset, value)
             try:
                 allocation = read(image)
