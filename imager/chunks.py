@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from imager.errors import ReadFailedError
-from imager.extents import Extents
+from imager.extents import Extents, ExtentsBuilder
 
 READ_ACROSS = 1 << 16
 """Gaps shorter than this are read along and zeroed in memory: cheaper than a second request."""
@@ -88,14 +88,17 @@ class ChunkReader:
                 unreadable += self._read_sectors(start, part, self._salvage_sectors)
         return unreadable
 
-    def _read_sectors(self, start: int, part: memoryview, size: int) -> Iterator[tuple[int, int]]:
+    def _read_sectors(self, start: int, part: memoryview, size: int) -> Extents:
+        """Read what can be read; the rest becomes zeros, and is returned."""
+        unreadable = ExtentsBuilder()
         for offset in range(0, len(part), size):
             sector = part[offset : offset + size]
             try:
                 self._readinto(start + offset, sector)
             except ReadFailedError:
                 sector[:] = self._zeros[: len(sector)]
-                yield start + offset, start + offset + len(sector)
+                unreadable.add(start + offset, start + offset + len(sector))
+        return unreadable.build()
 
     def _buffer(self, size: int) -> bytearray:
         buffer: bytearray | None = getattr(self._local, "buffer", None)

@@ -6,15 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from imager.check import CheckResult, check
+from imager.check import CheckResult, check, layout_of
 from imager.cli.arguments import add_common, add_threads
 from imager.cli.layout import volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size
+from imager.cli.text import format_duration, format_size, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
 from imager.extents import Extents
 from imager.image.reader import Completeness
-from imager.restore import layout_of
 
 _EPILOG = """\
 examples:
@@ -65,12 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
             statuses.append(error.exit_code)
             reports.append({"image": str(path), "verdict": "failed", "error": str(error)})
             if not arguments.json:
-                print(f"{path}: failed: {error}")
+                say(f"{path}: failed: {error}")
             continue
         statuses.append(_status(result))
         reports.append(_report_json(result))
         if not arguments.json and not arguments.quiet:
-            print("\n".join(_report_lines(result)))
+            for line in _report_lines(result):
+                say(line)
     if arguments.json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]
@@ -113,11 +113,15 @@ def _report_lines(result: CheckResult) -> list[str]:
 
 def _where(result: CheckResult, ranges: Extents) -> str:
     """How much, and which partitions it hits."""
-    try:
-        hit = ", ".join(volumes_hit(layout_of(result.head), ranges))
-    except ImageError:
-        hit = "where, the image's layout does not tell"
+    hit = ", ".join(_volumes_hit(result, ranges))
     return f"{format_size(ranges.total)} in {len(ranges)} places: {hit}"
+
+
+def _volumes_hit(result: CheckResult, ranges: Extents) -> list[str]:
+    try:
+        return volumes_hit(layout_of(result.head), ranges)
+    except ImageError:
+        return ["where, the image's layout does not tell"]
 
 
 def _report_json(result: CheckResult) -> dict[str, object]:
@@ -128,7 +132,7 @@ def _report_json(result: CheckResult) -> dict[str, object]:
         "quick": result.quick,
         "problems": [problem.message for problem in result.problems],
         "lost": [list(pair) for pair in result.lost],
-        "lost_volumes": volumes_hit(layout_of(result.head), result.lost),
+        "lost_volumes": _volumes_hit(result, result.lost),
         "unreadable": [list(pair) for pair in result.unreadable],
         "differing": [list(pair) for pair in result.differing],
         "seconds": round(result.seconds, 3),

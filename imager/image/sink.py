@@ -227,7 +227,8 @@ class FileSink:
         if len(opening) != OPENING_SIZE:
             raise ValueError("an opening has 512 bytes")
         try:
-            os.pwrite(self._files[0], opening, 0)
+            if os.pwrite(self._files[0], opening, 0) != OPENING_SIZE:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             os.fsync(self._files[0])
         except OSError as error:
             raise _write_error(self._image, error) from None
