@@ -165,6 +165,7 @@ class TargetWriter:
             if self._read_direct(offset, len(data)) != data
         ]
         reader = ChunkReader(self._read_direct_into, self._origin.head.chunk_size)
+
         def compare(item: tuple[ChunkRun, Entry]) -> tuple[ChunkRun, bool]:
             run, entry = item
             return run, self._holds(reader, run, entry)

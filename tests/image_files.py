@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import random
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -76,7 +75,7 @@ class Disk:
                 used=end - start,
                 fs_size=None,
             )
-            for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False), 1)
+            for number, (start, end) in enumerate(pairwise(bounds), 1)
         ]
         table = PartitionTable("none", None, (), Extents())
         return DiskLayout(self.size, self.sector_size, table, tuple(volumes), ())
@@ -195,32 +194,37 @@ class MemorySink:
         pass
 
 
-def image_bytes(disk: Disk, uuid: bytes = UUID, hash_name: str = "blake3") -> bytes:
+def image_bytes(disk: Disk, uuid: bytes = UUID, hash_name: str = "blake3", level: int = 3) -> bytes:
     """The image of `disk`, in memory."""
     memory = MemorySink()
-    write_disk(memory, disk, hash_name=hash_name, uuid=uuid)
+    write_disk(memory, disk, hash_name=hash_name, uuid=uuid, level=level)
     return bytes(memory.data)
 
 
 def rich_disk(excluded: bool = True, seed: int = 1) -> Disk:
-    """A disk whose image has four segments, data and runs of zeros, every map, and an odd end."""
+    """A disk whose image has three segments, data and runs of zeros, every map, and an odd end."""
     noise = random.Random(seed)
-    size = 320 * CHUNK + 5 * 512
+    size = 200 * CHUNK + 5 * 512
     content = bytearray(size)
-    for number in range(300):
-        if number % 5:  # the fifth is a chunk of zeros
+    for number in range(190):
+        if number % 8:  # the eighth is a chunk of zeros
             place = number * CHUNK
             content[place : place + 12] = noise.randbytes(12)
             content[place + 40_000 : place + 40_008] = noise.randbytes(8)
-    content[7 * CHUNK : 8 * CHUNK] = noise.randbytes(CHUNK)
-    content[299 * CHUNK : 300 * CHUNK] = noise.randbytes(CHUNK)
+    content[7 * CHUNK : 7 * CHUNK + CHUNK // 4] = noise.randbytes(CHUNK // 4)
+    content[189 * CHUNK : 189 * CHUNK + CHUNK // 4] = noise.randbytes(CHUNK // 4)
     content[-700:-650] = noise.randbytes(50)
+    unused = [
+        (1024, 79 * 512),
+        (30 * CHUNK + 512, 33 * CHUNK),
+        (195 * CHUNK, size - 3 * 512),
+    ]
     return Disk(
         bytes(content),
-        unused=Extents.of([(1024, 79 * 512), (30 * CHUNK + 512, 33 * CHUNK), (310 * CHUNK, size - 3 * 512)]),
+        unused=Extents.of(unused),
         excluded=Extents.of([(100 * CHUNK, 110 * CHUNK)] if excluded else []),
-        unreadable=Extents.of([(50 * CHUNK, 50 * CHUNK + 512), (65 * CHUNK - 512, 65 * CHUNK + 1024)]),
-    )  # fmt: skip
+        unreadable=Extents.of([(50 * CHUNK, 50 * CHUNK + 512), (70 * CHUNK - 512, 71 * CHUNK)]),
+    )
 
 
 class Frame(NamedTuple):
@@ -289,11 +293,3 @@ def read_disk(path: Path) -> tuple[bytes, Extents]:
 def join(files: Sequence[Path]) -> bytes:
     """What `cat` makes of the parts."""
     return b"".join(file.read_bytes() for file in files)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def stream_of(data: bytes) -> io.BytesIO:
-    return io.BytesIO(data)

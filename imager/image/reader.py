@@ -215,17 +215,21 @@ class ImageReader:
 
     def _find_footer(self, tail: int) -> Footer | None:
         """The footer before the seek table; else one in the last `tail` bytes."""
+        mine = self.uuid or None
         try:
-            # Whatever the head says: where the end is in its place, it may be the head that is not.
-            return self._footer_at(self._footer_place(), None)
+            return self._footer_at(self._footer_place(), mine)
         except (ImageError, ReadFailedError) as error:
             self.problems.add(f"footer: {error}")
         for offset in find_records(self.file, (Tag.FOOTER,), max(0, self.file.size - tail)):
             try:
-                return self._footer_at(offset, self.uuid or None)
+                return self._footer_at(offset, mine)
             except (ImageError, ReadFailedError):
                 continue
-        return None
+        try:
+            # None fits the head; where one is in its place, it may be the head that is not.
+            return self._footer_at(self._footer_place(), None)
+        except (ImageError, ReadFailedError):
+            return None
 
     def _footer_place(self) -> int:
         tail = self.file.read(self.file.size - SEEK_FOOTER.size, SEEK_FOOTER.size)

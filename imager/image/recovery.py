@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from imager.errors import ImageError, ReadFailedError, UnsupportedImageError
-from imager.image.files import ImageFile, Part
+from imager.extents import Extents
+from imager.image.files import PART_RECORD_SIZE, ImageFile, Part
 from imager.image.format import (
     MAX_SEGMENT,
     OPENING_SIZE,
@@ -53,7 +54,8 @@ def recover_items(
 
     An item's offset, or its copy's, is 0 where that one was not found.
     """
-    found: dict[int, IndexItem] = {}
+    segments: dict[int, IndexItem] = {}
+    copies: dict[int, IndexItem] = {}
     patience = 2 * file.size + _PATIENCE
     for offset in find_records(file, (Tag.SEGMENT, Tag.SEGMENT_COPY), OPENING_SIZE):
         try:
@@ -70,20 +72,39 @@ def recover_items(
             continue
         patience += size
         segment = _decode(payload, head)
-        if segment is not None:
-            item = IndexItem(segment.start, segment.end, 0, 0, size, 0, algorithm.digest(payload))
-            known = found.setdefault(segment.start, item)
-            if known.payload_hash == item.payload_hash:
-                found[segment.start] = (
-                    known._replace(offset=offset)
-                    if header.tag == Tag.SEGMENT
-                    else known._replace(copy_offset=offset)
-                )
+        if segment is None:
+            continue
+        item = IndexItem(segment.start, segment.end, 0, 0, size, 0, algorithm.digest(payload))
+        if header.tag == Tag.SEGMENT_COPY:
+            copies.setdefault(item.start, item._replace(copy_offset=offset))
+        elif _follows_its_frames(segment, offset):
+            segments.setdefault(item.start, item._replace(offset=offset))
+    return _tile(segments, copies)
+
+
+def _follows_its_frames(segment: Segment, offset: int) -> bool:
+    """Whether a segment stands where a writer puts it, and is not the content of a chunk."""
+    last = segment.entries[-1]
+    return offset - (last.offset + last.stored_size) in (0, PART_RECORD_SIZE)
+
+
+def _tile(segments: dict[int, IndexItem], copies: dict[int, IndexItem]) -> list[IndexItem]:
+    """Segments in disk order, with their copies; copies alone where there is no segment."""
     items: list[IndexItem] = []
-    for start in sorted(found):
+    for start in sorted(segments):
+        item, copy = segments[start], copies.get(start)
+        if copy is not None and copy.payload_hash == item.payload_hash:
+            item = item._replace(copy_offset=copy.copy_offset)
         if not items or items[-1].end <= start:
-            items.append(found[start])
-    return items
+            items.append(item)
+    held = Extents.of((item.start, item.end) for item in items)
+    end = 0
+    for start in sorted(copies):
+        copy = copies[start]
+        if start >= end and not held.count(start, copy.end):
+            items.append(copy)
+            end = copy.end
+    return sorted(items)
 
 
 def _decode(payload: bytes, head: Head) -> Segment | None:
