@@ -28,13 +28,13 @@ lint: setup
 bench: setup
 	$(VENV)/bin/python -m tests.bench
 
-# The manual page is made from the parser itself.
+# The manual page is made from the parser itself; a test compares them.
 man: setup
-	$(VENV)/bin/python -m tests.man docs/imager.1
+	$(VENV)/bin/python -m tests.manual > docs/imager.8
 
 install:
 	$(PYTHON) -m pip install .
-	install -D -m 644 docs/imager.1 $(DESTDIR)/usr/local/share/man/man1/imager.1
+	install -D -m 644 docs/imager.8 $(DESTDIR)/usr/local/share/man/man8/imager.8
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

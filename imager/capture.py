@@ -353,7 +353,8 @@ class _Session:
             sink, self._head, self._uuid, self._algorithm, unused, analysis.excluded
         )
         if remains and isinstance(sink, FileSink):
-            self._writer.take_up(remains.part_starts, remains.segments)
+            self._writer.take_up(remains.part_starts, remains.segments())
+            remains.close()
             sink.truncate(self._writer.size)
         else:
             self._writer.begin()

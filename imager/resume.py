@@ -7,7 +7,6 @@ should hold is read and hashed too. The first difference ends what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from imager.chunks import ChunkReader, ChunkRun, chunk_runs
@@ -42,24 +41,52 @@ class CapturePlan(NamedTuple):
     excluded: Extents
 
 
-@dataclass(frozen=True)
 class Remains:
     """The beginning of an unfinished image that need not be written again."""
 
-    head: Head
-    uuid: bytes
-    part_starts: tuple[int, ...]
-    segments: tuple[Segment, ...]
+    def __init__(
+        self,
+        partial: ImageReader,
+        plan: CapturePlan,
+        reader: ChunkReader,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        """Take over `partial`, whose head begins the same capture as `plan`."""
+        self._partial = partial
+        self._plan = plan
+        self._reader = reader
+        self._threads = threads
+        self._progress = progress
+        self.head = partial.head
+        self.uuid = partial.uuid
+        self.part_starts = tuple(partial.file.starts)
+        self.zero = 0
+        """Disk bytes in chunks of the segments yielded so far that are all zero."""
 
-    @property
-    def zero(self) -> int:
-        """Disk bytes in chunks that are all zero."""
-        return sum(
-            end - start
-            for segment in self.segments
-            for start, end, entry in segment.placed(self.head.chunk_size)
-            if entry.kind == ChunkKind.ZERO
-        )
+    def segments(self) -> Iterator[Segment]:
+        """The first segments that are intact, without gaps, and still what the disk holds.
+
+        One at a time: all of them may be too many for the memory.
+        """
+        try:
+            for segment in _kept(
+                self._partial, self._plan, self._reader, self._threads, self._progress
+            ):
+                self.zero += sum(
+                    end - start
+                    for start, end, entry in segment.placed(self.head.chunk_size)
+                    if entry.kind == ChunkKind.ZERO
+                )
+                yield segment
+        except UnsupportedImageError:
+            raise
+        except ImageError:
+            return  # damaged from here on
+
+    def close(self) -> None:
+        """Close what was left."""
+        self._partial.file.close()
 
 
 def find_remains(
@@ -75,23 +102,24 @@ def find_remains(
     Whatever is decided, the files then begin with a guard: a crash may have caught them complete
     but not yet renamed.
     """
-    remains = None
     first = sink.partial_parts()[0]
     if first.stat().st_size > OPENING_SIZE:
         sink.guard(guard_opening(UNFINISHED))
         try:
-            with ImageReader(first) as partial:
-                if partial.algorithm == algorithm and _same_capture(partial.head, plan.head):
-                    segments = tuple(_kept(partial, plan, reader, threads, progress))
-                    starts = tuple(partial.file.starts)
-                    remains = Remains(partial.head, partial.uuid, starts, segments)
+            partial = ImageReader(first)
+            if (
+                partial.algorithm == algorithm
+                and _same_capture(partial.head, plan.head)
+                and _Cursor(partial).passes_head()
+            ):
+                return Remains(partial, plan, reader, threads, progress)
+            partial.file.close()
         except UnsupportedImageError:
             raise
         except ImageError:
             pass  # not even its head is intact: begin anew
-    if remains is None:
-        sink.truncate(0)
-    return remains
+    sink.truncate(0)
+    return None
 
 
 _VOLATILE = ("created", "tool", "host", "note", "source")

@@ -1,6 +1,6 @@
 """`make bench`: us and the peers on the same data in one run; prints ratios as Markdown.
 
-    python -m tests.bench [--size GB] [--runs N] [--folder DIR] [speed|chunks|memory ...]
+    python -m tests.bench [--size GB] [--runs N] [--folder DIR] [speed|chunks|memory|maps ...]
 
 Runs are interleaved, whole processes are timed, medians compared. Needs root (loop devices).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--data", type=Path, default=Path("/usr"), help="files to copy")
-    parser.add_argument("what", nargs="*", default=["speed", "chunks", "memory"])
+    parser.add_argument("what", nargs="*", default=["speed", "chunks", "memory", "maps"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
@@ -48,6 +49,8 @@ def main() -> None:
             chunks(folder, source, arguments.runs)
         if "memory" in arguments.what:
             memory(folder)
+        if "maps" in arguments.what:
+            maps(folder)
 
 
 def make_source(folder: Path, data: Path, size: int) -> Path:
@@ -230,6 +233,57 @@ def memory(folder: Path) -> None:
                     f"| {name} {kind} | {command.split()[0]} | {seconds:.2f} | {peak} |", flush=True
                 )
             disk.unlink()
+
+
+def maps(folder: Path) -> None:
+    """How long reading the allocation of a fragmented 2 TiB volume takes."""
+    print("\n### Allocation maps of fragmented 2 TiB volumes\n")
+    print("| file system | ranges | seconds | peak MiB of the process |\n|---|---|---|---|")
+    for kind, make in (("ext4", fragmented_ext4), ("ntfs", fragmented_ntfs)):
+        volume = make(sparse_file(folder / f"{kind}.raw", 2 << 40))
+        code = (
+            "import re, time; from imager.disk.source import SourceDevice; "
+            "from imager.filesystems import read_allocation; from pathlib import Path; "
+            f"device = SourceDevice(Path('{volume}')); begun = time.monotonic(); "
+            f"found = read_allocation('{kind}', device).allocated; "
+            "seconds = time.monotonic() - begun; "
+            "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()); "
+            "print(f'{len(found)} | {seconds:.2f} | {int(peak[1]) // 1024}')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+        print(f"| {kind} | {done.stdout.decode().strip()} |", flush=True)
+        volume.unlink()
+
+
+def fragmented_ext4(volume: Path) -> Path:
+    """One block in use of each 640, set by debugfs."""
+    options = ["-i", "67108864", "-O", "^metadata_csum,^uninit_bg"]
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, volume], check=True)
+    commands = volume.with_suffix(".debugfs")
+    commands.write_text("".join(f"setb {block} 1\n" for block in range(10**5, 1 << 29, 640)))
+    debugfs = ["debugfs", "-w", "-f", str(commands), str(volume)]
+    subprocess.run(debugfs, check=True, capture_output=True)
+    return volume
+
+
+def fragmented_ntfs(volume: Path) -> Path:
+    """One cluster in use of each 640: mkfs.ntfs, and a pattern in the free part of $Bitmap."""
+    subprocess.run(["mkfs.ntfs", "-q", "-Q", "-F", volume], check=True, capture_output=True)
+    told = subprocess.run(
+        ["ntfsinfo", "-i", "6", "-v", volume], check=True, capture_output=True, text=True
+    ).stdout
+    runs = re.search(r"0x0\s+(0x[0-9a-f]+)\s+(0x[0-9a-f]+)", told)
+    if runs is None:
+        raise SystemExit("ntfsinfo does not tell where $Bitmap is")
+    with volume.open("r+b") as file:
+        offset = int(runs[1], 16) * 4096
+        file.seek(offset)
+        bitmap = bytearray(file.read(int(runs[2], 16) * 4096))
+        for position in range(1 << 20, len(bitmap) - (1 << 20), 80):
+            bitmap[position] |= 1
+        file.seek(offset)
+        file.write(bitmap)
+    return volume
 
 
 def measured(command: str) -> tuple[float, int]:

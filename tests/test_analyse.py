@@ -7,13 +7,14 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from imager.errors import NotUnderstoodError, ReadFailedError, UsageError
 from imager.extents import Extents
-from imager.filesystems import Allocation, Reader, Volume
+from imager.filesystems import Allocation, Volume
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout, Gap, VolumeLayout
 from tests.disks import MIB, attached, copy_into, get, make_disk, put, run
@@ -39,14 +40,21 @@ def fails(error: Exception) -> Callable[[Volume], Allocation]:
     return reader
 
 
-class Readers(dict[str, Reader]):
-    """The registry of file-system readers in this test."""
+class Readers(dict[str, Callable[[Volume], Allocation]]):
+    """The readers of file systems in this test; takes the place of `import_module`, too."""
+
+    def load(self, kind: str) -> SimpleNamespace:
+        return SimpleNamespace(read_allocation=self[kind])
 
 
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> Readers:
     known = Readers(ext4=reads((0, MIB), (2 * MIB, 2 * MIB + 4096)), vfat=reads((0, 65536)))
-    monkeypatch.setattr("imager.filesystems._readers", lambda: known)
+    # The registry names modules; here a kind's module is called as the kind.
+    names = SimpleNamespace(get=lambda kind: kind if kind in known else None)
+    monkeypatch.setattr("imager.filesystems._READERS", names)
+    loader = SimpleNamespace(import_module=known.load)
+    monkeypatch.setattr("imager.filesystems.importlib", loader)
     return known
 
 

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from imager.cli import devices
+from imager.cli.text import format_size
 from imager.disk.inventory import Contents, Disk, Partition, list_disks
+from imager.disk.source import SourceDevice
 from imager.errors import EXIT_OK, NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
-from imager.filesystems import Allocation, Volume
+from imager.filesystems import Allocation, Volume, read_allocation
 from tests.fake_sysfs import FakeSystem
 from tests.loop import LoopDevice, mounted, run, sparse_file, swapped_on
 from tests.ordinary_user import as_nobody
@@ -130,8 +132,11 @@ def test_table_for_a_person(
     assert f"loop device, 101 MB, {loop.sector_size}-byte sectors" in about
     name = loop.path.name
     rows = {line.split()[0]: line.split() for line in lines if line.startswith(f"    {name}p")}
-    assert rows[f"{name}p1"] == [f"{name}p1", "vfat", "ESP", "16.8", "MB", "-", "-"]
-    assert rows[f"{name}p2"] == [f"{name}p2", "swap", "nap", "16.8", "MB", "-", "-"]
+    for number, kind, label in ((1, "vfat", "ESP"), (2, "swap", "nap")):
+        row = rows[f"{name}p{number}"]
+        with SourceDevice(loop.partition(number)) as volume:
+            used = format_size(read_allocation(kind, volume).allocated.total).split()
+        assert row == [f"{name}p{number}", kind, label, "16.8", "MB", *used, "-"]
     assert rows[f"{name}p3"][1:3] == ["ext4", "root"]
     assert re.fullmatch(r"/tmp.*", rows[f"{name}p3"][-1])
     assert all(len(line) <= 80 for line in lines)

@@ -316,7 +316,17 @@ def test_an_entry_of_every_sort(image: bytearray) -> None:
 
 
 @each_small
-def test_a_full_volume_is_one_range_and_an_empty_one_its_metadata(image: bytearray) -> None:
+def test_links_all_over_the_volume(image: bytearray) -> None:
+    layout = bpb(image)
+    chance = random.Random(4)
+    for number in range(2, layout.clusters + 2):
+        if entry(image, number) == 0 and chance.random() < 0.4:
+            set_entry(image, number, chance.randrange(2, layout.clusters + 2))
+    assert read(image).allocated == expected(image)
+
+
+@each_small
+def test_a_full_volume_is_one_range(image: bytearray) -> None:
     layout = bpb(image)
     top = (1 << min(layout.bits, 28)) - 1
     for number in range(2, layout.clusters + 2):
@@ -447,18 +457,19 @@ BAD_FIELDS = [
     ("fat16", 14, b"\xff\xff", "no room|leaves the FAT type open|too short"),
     ("fat16", 16, b"\x00", "number of file allocation tables"),
     ("fat16", 16, b"\x03", "number of file allocation tables"),
-    ("fat16", 17, b"\x00\x00", "root directory"),
-    ("fat16", 17, b"\x01\x02", "root directory"),
-    ("fat16", 19, b"\xff\xff", "larger than its volume|two different sizes"),
+    ("fat16", 17, b"\x00\x00", "size of the root directory"),
+    ("fat16", 17, b"\x01\x02", "size of the root directory"),
+    ("fat16", 19, b"\x01\x80", "larger than its volume"),
     ("fat16", 21, b"\xf1", "media type"),
     ("fat16", 21, b"\xf0", "begin with the media type"),
     ("fat16", 22, b"\x01\x00", "too short"),
     ("fat16", 22, b"\xff\xff", "no room"),
-    ("fat16", 32, b"\xff\xff\xff\xff", "larger than its volume|two different sizes"),
+    ("fat16", 32, b"\x01\x00\x00\x00", "two different sizes"),
     ("fat32", 11, b"\x00\x04", "larger than its volume"),
     ("fat32", 13, b"\x02", "differs from its backup"),
     ("fat32", 14, b"\x21\x00", "differs from its backup|media type"),
     ("fat32", 17, b"\x10\x00", "unknown version"),
+    ("fat32", 32, b"\xff\x1f\x01\x00", "differs from its backup"),
     ("fat32", 36, b"\x00\x00\x00\x00", "too short"),
     ("fat32", 36, b"\xff\xff\xff\xff", "no room"),
     ("fat32", 42, b"\x01\x00", "unknown version"),
@@ -561,6 +572,13 @@ def test_the_root_directory_must_fit_the_table(image: bytearray) -> None:
     spoilt[folder] = 0xE5
     struct.pack_into("<H", spoilt, folder + 26, free)
     assert read(spoilt) == read(image), "a deleted entry says nothing"
+    spoilt = image[:]
+    struct.pack_into("<H", spoilt, folder + 26, 0)
+    struct.pack_into("<H", spoilt, folder + 20, 0)
+    with pytest.raises(NotUnderstoodError, match="free cluster"):
+        read(spoilt)
+    spoilt[entries[0][0]] = 0
+    assert read(spoilt) == read(image), "nothing counts behind the end of the directory"
 
 
 @pytest.mark.parametrize("image", ["fat32"], indirect=True)
@@ -570,41 +588,44 @@ def test_the_root_directory_of_fat32_must_be_allocated(image: bytearray) -> None
         read(image)
 
 
+def make_by_hand(clusters: int, fat_sectors: int) -> bytearray:
+    """An empty FAT12 or FAT16 volume with clusters of one sector."""
+    image = bytearray((1 + fat_sectors + 1 + clusters) * 512)
+    fields = (512, 1, 1, 1, 16, 0, 0xF8, fat_sectors, 1, 1, 0, len(image) // 512)
+    struct.pack_into("<3s8sHBHBHHBHHHII", image, 0, b"\xe9\x3c\x00", b"", *fields)
+    image[510:512] = b"\x55\xaa"
+    image[512:516] = b"\xf8\xff\xff" + (b"\0" if clusters < 4085 else b"\xff")
+    assert bpb(image).clusters == clusters
+    return image
+
+
 @pytest.mark.parametrize("clusters", [4083, 4084, 4085, 4086, 4087, 65524, 65525])
 def test_the_number_of_clusters_decides_between_fat12_and_fat16(clusters: int) -> None:
     bits = 12 if clusters < 4085 else 16
-    fat_size = -(-(clusters + 2) * bits // 8 // 512)
-    image = bytearray((1 + fat_size + 1 + clusters) * 512)
-    struct.pack_into(
-        "<3s8sHBHBHHBHHHII",
-        image,
-        0,
-        b"\xeb\x3c\x90",
-        b"",
-        512,
-        1,
-        1,
-        1,
-        16,
-        0,
-        0xF8,
-        fat_size,
-        1,
-        1,
-        0,
-        len(image) // 512,
-    )
-    image[510:512] = b"\x55\xaa"
-    image[512:516] = b"\xf8\xff\xff\xff" if bits == 16 else b"\xf8\xff\xff\x00"
-    assert bpb(image).clusters == clusters
+    image = make_by_hand(clusters, -(-(clusters + 2) * bits // 8 // 512))
     if clusters in (4085, 4086, 65525):
         with pytest.raises(NotUnderstoodError, match="leaves the FAT type open"):
             read(image)
         return
+    for number in range(clusters - 20, clusters + 1):
+        entry(image, number, number + 1)
     entry(image, clusters + 1, (1 << bits) - 1)
     entry(image, 4000, (1 << bits) - 1)
     assert len(read(image).allocated) == 3
     assert read(image).allocated == expected(image)
+
+
+def test_the_table_must_have_an_entry_for_each_cluster() -> None:
+    assert read(make_by_hand(30 * 256 - 2, 30)).size
+    with pytest.raises(NotUnderstoodError, match="too short"):
+        read(make_by_hand(30 * 256 - 1, 30))
+
+
+def test_the_same_size_may_be_given_twice() -> None:
+    image = make_by_hand(5000, 20)
+    before = read(image)
+    image[19:21] = image[32:34]
+    assert read(image) == before
 
 
 @each_small
@@ -673,40 +694,25 @@ def test_garbage_is_refused() -> None:
             read(image)
 
 
+def fat32_boot(sector: int, per_cluster: int, fat_sectors: int, clusters: int) -> bytes:
+    """A boot sector with 32 reserved sectors, two tables and its backup in sector 6."""
+    sectors = 32 + 2 * fat_sectors + clusters * per_cluster
+    shared = (sector, per_cluster, 32, 2, 0, 0, 0xF8, 0, 63, 255, 0, sectors)
+    boot = struct.pack("<3s8sHBHBHHBHHHII", b"\xeb\x58\x90", b"", *shared)
+    boot += struct.pack("<IHHIHH12sBBB", fat_sectors, 0, 0, 2, 1, 6, b"", 128, 0, 0x29)
+    return boot.ljust(510, b"\0") + b"\x55\xaa"
+
+
 class HugeVolume:
     """2 TiB of FAT32 in clusters of 32 KiB, with both tables fragmented all over."""
 
-    size = 2**41
-    sector_size = 512
-
     def __init__(self) -> None:
-        self.fat_sectors = 524288
-        self.clusters = (2**32 - 64 - 32 - 2 * self.fat_sectors) // 64
-        boot = bytearray(512)
-        struct.pack_into(
-            "<3s8sHBHBHHBHHHII",
-            boot,
-            0,
-            b"\xeb\x58\x90",
-            b"",
-            512,
-            64,
-            32,
-            2,
-            0,
-            0,
-            0xF8,
-            0,
-            63,
-            255,
-            0,
-            2**32 - 64,
-        )
-        struct.pack_into(
-            "<IHHIHH12sBBB", boot, 36, self.fat_sectors, 0, 0, 2, 1, 6, b"", 128, 0, 0x29
-        )
-        boot[510:] = b"\x55\xaa"
-        self.boot = bytes(boot)
+        self.size = 2**41
+        self.sector_size = 512
+        self.fat = 524288 * 512
+        self.data = 32 * 512 + 2 * self.fat
+        self.clusters = (2**32 - 1 - self.data // 512) // 64
+        self.boot = fat32_boot(512, 64, 524288, self.clusters)
         chance = random.Random(10)
         chains = b"".join(
             b"\x05\0\0\0" * chance.randrange(1, 100)
@@ -714,15 +720,14 @@ class HugeVolume:
             + bytes(4 * chance.randrange(1, 60))
             for _ in range(8192)
         )
-        self.pattern = chains * (12 * MIB // len(chains) + 1)
+        self.pattern = chains * (8 * MIB // len(chains) + 1)
 
     def read(self, offset: int, size: int) -> bytes:
-        fat = self.fat_sectors * 512
-        if offset in (0, 6 * 512):
+        if offset in (0, 6 * 512, 6 * 4096):
             return self.boot
-        if offset >= 32 * 512 + 2 * fat:
+        if offset >= self.data:
             return bytes(size)
-        place = (offset - 32 * 512) % fat
+        place = (offset - 32 * 512) % self.fat
         if place == 0:
             return b"\xf8\xff\xff\x0f\xff\xff\xff\x0f"
         start = place % (4 * MIB)
@@ -737,10 +742,19 @@ def test_a_fragmented_volume_of_2_tib_takes_seconds() -> None:
     assert volume.clusters > 67_000_000
     assert len(allocation.allocated) > 800_000
     assert seconds < 10, "about 2 s on an idle machine"
-    data = 32 * 512 + 2 * volume.fat_sectors * 512
     entries = bitarray(endian="little")
     piece = volume.read(32 * 512 + 8, MIB)
     entries.pack(bytes(map(any, zip(*[iter(piece)] * 4, strict=True))))
     builder = ExtentsBuilder()
-    builder.add_bitmap(entries.tobytes(), len(entries), 32768, data)
-    assert allocation.allocated.clip(data, data + len(entries) * 32768) == builder.build()
+    builder.add_bitmap(entries.tobytes(), len(entries), 32768, volume.data)
+    end = volume.data + len(entries) * 32768
+    assert allocation.allocated.clip(volume.data, end) == builder.build()
+
+
+def test_more_clusters_than_fat32_can_number() -> None:
+    volume = HugeVolume()
+    volume.size = 2**44
+    for clusters, reason in ((0x0FFFFFF5, "media type"), (0x0FFFFFF6, "more clusters than")):
+        volume.boot = fat32_boot(4096, 8, 262144, clusters)
+        with pytest.raises(NotUnderstoodError, match=reason):
+            read_allocation("vfat", volume)

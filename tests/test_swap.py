@@ -130,7 +130,7 @@ def test_boot_code_and_remains_of_a_resumed_image_do_not_matter(swap: bytearray)
         (1028, struct.pack("<I", 0), "makes no sense"),
         (1028, struct.pack("<I", 256), "larger than its volume"),
         (1028, b"\xff\xff\xff\xff", "larger than its volume"),
-        (1032, struct.pack("<I", 638), "makes no sense"),
+        (1032, struct.pack("<I", 256), "makes no sense"),
         (1032, b"\xff\xff\xff\xff", "makes no sense"),
     ],
 )
@@ -140,6 +140,15 @@ def test_a_field_that_makes_no_sense(
     swap[offset : offset + len(content)] = content
     with pytest.raises(NotUnderstoodError, match=reason):
         read(swap)
+
+
+def test_more_bad_pages_than_the_header_has_room_for(tmp_path: Path) -> None:
+    data = bytearray(mkswap(tmp_path / "swap", 4 << 20).read_bytes())
+    struct.pack_into("<I", data, 1032, 637)
+    assert read(data).size == len(data)
+    struct.pack_into("<I", data, 1032, 638)
+    with pytest.raises(NotUnderstoodError, match="makes no sense"):
+        read(data)
 
 
 def test_bad_pages_are_in_the_header(swap: bytearray) -> None:

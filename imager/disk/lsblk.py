@@ -53,20 +53,15 @@ def lsblk(nodes: Iterable[Path] = ()) -> dict[str, Facts]:
 
 def probe(names: Iterable[str], tree: BlockTree) -> dict[str, Facts]:
     """What blkid reads from those devices that may be read and that udev has not looked at."""
-    nodes = {
-        str(tree.node(name)): name
-        for name in names
-        if not _udev_knows(tree.attribute(name, "dev")) and os.access(tree.node(name), os.R_OK)
-    }
     found: dict[str, Facts] = {}
-    if not nodes:
-        return found
-    done = programs.run("blkid", "util-linux", "--probe", "--output", "export", *nodes)
-    for block in done.stdout.split("\n\n"):
-        pairs = dict(_unescape(line).partition("=")[::2] for line in block.splitlines())
-        name = nodes.get(pairs.get("DEVNAME", ""))
-        if name is not None:
-            found[name] = _facts({_BLKID_KEYS.get(key, ""): pairs[key] for key in pairs})
+    for name in names:
+        node = tree.node(name)
+        if _udev_knows(tree.attribute(name, "dev")) or not os.access(node, os.R_OK):
+            continue
+        # One call for each: blkid gives up all of them at the first that fails or vanishes.
+        done = programs.run("blkid", "util-linux", "--probe", "--output", "export", str(node))
+        pairs = dict(_unescape(line).partition("=")[::2] for line in done.stdout.splitlines())
+        found[name] = _facts({_BLKID_KEYS.get(key, ""): pairs[key] for key in pairs})
     return found
 
 

@@ -73,5 +73,5 @@ def _entries(data: bytes) -> list[DirectoryEntry]:
 def _first_cluster(entry: DirectoryEntry, layout: Layout) -> int:
     """The number in the entry; before FAT32 its upper half had other uses."""
     if layout.kind is FAT32:
-        return (entry.DIR_FstClusHI << 16 | entry.DIR_FstClusLO) & FAT32.mask
+        return entry.DIR_FstClusHI << 16 | entry.DIR_FstClusLO
     return entry.DIR_FstClusLO

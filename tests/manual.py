@@ -1,0 +1,58 @@
+"""The manual page, made from the command line's own parser: python -m tests.manual > docs/imager.8"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from imager.cli import build_parser
+from imager.version import VERSION
+
+
+def manual() -> str:
+    """The page's source, the same on every day."""
+    return f"{_commands()}.SH EXAMPLES\n.nf\n{_examples()}.fi\n"
+
+
+def _examples() -> str:
+    """The examples of all commands' --help, which argparse-manpage leaves out."""
+    lines = [
+        line.strip()
+        for parser in commands().values()
+        for line in (parser.epilog or "").splitlines()
+        if line.startswith("  ")
+    ]
+    return "".join(line.replace("\\", "\\e").replace("-", "\\-") + "\n" for line in lines)
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command."""
+    (action,) = (
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
+    return dict(action.choices)
+
+
+def _commands() -> str:
+    script = "from argparse_manpage.cli import main; main()"
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", script),
+            *("--module", "imager.cli", "--function", "build_parser"),
+            *("--project-name", "imager", "--version", VERSION),
+            *("--description", "back up whole disks and bring them back"),
+            *("--manual-section", "8", "--manual-title", "System administration"),
+        ],
+        env={**os.environ, "SOURCE_DATE_EPOCH": "1795392000", "COLUMNS": "80"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manual())
