@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
-from imager.extents import Extents
+from imager.extents import Extents, ExtentsBuilder
 from imager.image.codec import ChunkEncoder
 from imager.image.format import (
     DEFAULT_CHUNK,
@@ -30,6 +31,7 @@ from imager.image.format import (
     MAX_CHUNK,
     MAX_ZERO_RUN,
     MIN_CHUNK,
+    SEGMENT_RANGES,
 )
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
@@ -360,7 +362,7 @@ class _Session:
         self._zero_hashes: dict[int, bytes] = {}
         self._pending_zeros: _PendingZeros | None = None
         self._zero = remains.zero if remains else 0
-        self._unreadable: list[tuple[int, int]] = []
+        self._unreadable = ExtentsBuilder()
 
     def __enter__(self) -> _Session:
         return self
@@ -382,15 +384,15 @@ class _Session:
                 self._flush_zeros()
                 self._writer.add_unreadable(encoded.unreadable)
                 self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
-            if encoded.unreadable:
-                self._unreadable += encoded.unreadable
+            for start, end in encoded.unreadable:
+                self._unreadable.add(start, end)
             done += encoded.run.used.total
             progress("capture", done, total)
         self._flush_zeros()
 
     def finish(self, begun: float) -> CaptureResult:
         """Write the image's end and make it durable."""
-        unreadable = Extents.of(self._unreadable)
+        unreadable = self._unreadable.build()
         verdict = "degraded" if unreadable else "ok"
         facts: Json = {
             "verdict": verdict,
@@ -398,7 +400,7 @@ class _Session:
             "used": self._used.total,
             "zero": self._zero,
             "unreadable_bytes": unreadable.total,
-            "unreadable": [list(pair) for pair in list(unreadable)[:MAX_UNREADABLE_LISTED]],
+            "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
         }
         return CaptureResult(
             verdict=verdict,
@@ -437,6 +439,10 @@ class _Session:
         )
         while (pending := self._pending_zeros) and pending.end - pending.start > MAX_ZERO_RUN:
             self._write_zeros(pending, pending.start + MAX_ZERO_RUN)
+        if pending:
+            ranges = self._writer.count_ranges(pending.start, pending.end)
+            if ranges + len(pending.unreadable) >= SEGMENT_RANGES:
+                self._flush_zeros()
 
     def _flush_zeros(self) -> None:
         while pending := self._pending_zeros:

@@ -22,11 +22,15 @@ from imager.image.format import ChunkKind, Entry, RangeKind
 from imager.image.hashing import ContentDigest
 from imager.image.head import Head
 from imager.image.index import Segment
-from imager.image.reader import Completeness, ImageReader, LostRange, Problem
+from imager.image.problems import Problem
+from imager.image.reader import Completeness, ImageReader, LostRange
+from imager.layout.model import DiskLayout
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
 
 BATCH = 8
 """Frames that one thread takes at a time: fewer, larger reads and less to hand over."""
+BATCH_BYTES = 8 << 20
+"""Decoded bytes of such frames, but for one frame at least."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,27 @@ class CheckResult:
             raise ImageError(f"{self.path} is damaged")
 
 
+MAX_TABLE = 16 << 20
+"""Bytes of partition table that a restore keeps in memory at most, to write them last."""
+
+
 class Batch(NamedTuple):
     """Entries for one thread, each with the disk range that it covers."""
 
-    segment: Segment
     placed: list[tuple[int, int, Entry]]
+
+
+def layout_of(head: Head) -> DiskLayout:
+    """The layout in an image's head; ImageError where it makes no sense."""
+    try:
+        layout = DiskLayout.from_json(head.facts.get("layout"))
+        if (layout.size, layout.sector_size) != (head.disk_size, head.sector_size):
+            raise ValueError("sizes differ")
+        if layout.table.extents.total > MAX_TABLE:
+            raise ValueError("the partition table is too large")
+    except ValueError as error:
+        raise ImageError(f"the image's layout makes no sense: {error}") from None
+    return layout
 
 
 def batches(segment: Segment, chunk_size: int, within: tuple[int, int]) -> Iterator[Batch]:
@@ -85,8 +105,9 @@ def batches(segment: Segment, chunk_size: int, within: tuple[int, int]) -> Itera
     placed = [
         item for item in segment.placed(chunk_size) if item[0] < within[1] and item[1] > within[0]
     ]
-    for first in range(0, len(placed), BATCH):
-        yield Batch(segment, placed[first : first + BATCH])
+    count = max(1, min(BATCH, BATCH_BYTES // chunk_size))
+    for first in range(0, len(placed), count):
+        yield Batch(placed[first : first + count])
 
 
 def check(
@@ -121,10 +142,10 @@ def check(
             path=path,
             head=image.head,
             completeness=image.completeness,
-            problems=tuple(dict.fromkeys(image.problems)),
-            lost=Extents.of(checker.lost),
+            problems=tuple(image.problems),
+            lost=checker.lost(),
             unreadable=checker.unreadable.build(),
-            differing=Extents.of(checker.differing),
+            differing=checker.differing.build(),
             quick=quick,
             image_size=image.file.size,
             seconds=time.monotonic() - begun,
@@ -146,20 +167,29 @@ class _Checker:
         self._threads = thread_count(threads)
         self._progress = progress
         self._decoder = ChunkDecoder(image.algorithm, image.head.chunk_size)
-        self.lost: list[tuple[int, int]] = []
-        self.differing: list[tuple[int, int]] = []
+        # Apart, so that each comes in disk order: segments are looked at ahead of chunks.
+        self._lost_segments = ExtentsBuilder()
+        self._lost_chunks = ExtentsBuilder()
+        self.differing = ExtentsBuilder()
         self.unreadable = ExtentsBuilder()
+
+    def lost(self) -> Extents:
+        """Disk ranges whose segment or frame is lost, once all has been looked at."""
+        return self._lost_segments.build() | self._lost_chunks.build()
 
     def run(self, device: SourceDevice | None) -> None:
         image = self._image
         coverage = Coverage(image)
         digest = ContentDigest(image.algorithm, image.head.disk_size, image.head.chunk_size)
+        complete = image.footer is not None
 
         def work() -> Iterator[Batch]:
+            nonlocal complete
             coverage.begin()
-            for segment in image.segments():
+            for segment in image.segments(both=True):
                 if isinstance(segment, LostRange):
-                    self._lose(segment.start, segment.end)
+                    complete = False
+                    self._lose(self._lost_segments, segment.start, segment.end)
                     coverage.lose()
                     continue
                 coverage.segment(segment)
@@ -169,23 +199,24 @@ class _Checker:
                     digest.add(entry.content_hash, entry.chunks)
                 yield from batches(segment, image.head.chunk_size, self._within)
 
+        try:
+            layout_of(image.head)
+        except ImageError as error:
+            image.problems.add(str(error))
         for done, problems in ordered_map(self._check_batch, work(), self._threads):
             for problem in problems:
-                image.problems.append(problem)
+                image.problems.add(*problem)
                 if problem.start is not None and problem.end is not None:
-                    self._lose(problem.start, problem.end)
-            self._progress("check", done, image.file.size)
+                    self._lose(self._lost_chunks, problem.start, problem.end)
+            self._progress("check", min(done, image.file.size), image.file.size)
         coverage.finish()
-        footer = image.footer
-        if footer is not None and not self.lost and digest.result() != footer.content_digest:
-            image.problems.append(Problem("the content digest differs from the chunks' hashes"))
+        if complete and image.footer and digest.result() != image.footer.content_digest:
+            image.problems.add("the content digest differs from the chunks' hashes")
         if device is not None:
             self._compare(device)
 
-    def _lose(self, start: int, end: int) -> None:
-        start, end = max(start, self._within[0]), min(end, self._within[1])
-        if start < end:
-            self.lost.append((start, end))
+    def _lose(self, lost: ExtentsBuilder, start: int, end: int) -> None:
+        lost.add(max(start, self._within[0]), min(end, self._within[1]))
 
     def _check_batch(self, batch: Batch) -> tuple[int, list[Problem]]:
         problems = []
@@ -197,7 +228,10 @@ class _Checker:
                         raise frame
                     self._decoder.decode(frame, entry, end - start)
                 except (ImageError, ReadFailedError) as error:
-                    problems.append(Problem(f"chunk at {start}: {error}", start, end))
+                    if self._decoder.proves_zeros(entry, end - start):
+                        problems.append(Problem(f"zeros at {start} (nothing is lost): {error}"))
+                    else:
+                        problems.append(Problem(f"chunk at {start}: {error}", start, end))
         last = batch.placed[-1][2]
         return last.offset + last.stored_size, problems
 
@@ -216,7 +250,7 @@ class _Checker:
 
         for run, same in ordered_map(compare, self._stored_runs(), self._threads):
             if not same:
-                self.differing.append((run.start, run.end))
+                self.differing.add(run.start, run.end)
             self._progress("compare", run.end, image.head.disk_size)
 
     def _stored_runs(self) -> Iterator[tuple[ChunkRun, Entry]]:

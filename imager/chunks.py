@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from imager.disk.device import DeviceReadError
-from imager.extents import Extents
+from imager.extents import Extents, ExtentsBuilder
 
 READ_ACROSS = 1 << 16
 """Gaps shorter than this are read along and zeroed in memory: cheaper than a second request."""
@@ -96,9 +96,9 @@ class ChunkReader:
                 unreadable += self._read_sectors(start, part, self._salvage)
         return unreadable
 
-    def _read_sectors(
-        self, start: int, part: memoryview, salvage: Salvage
-    ) -> Iterator[tuple[int, int]]:
+    def _read_sectors(self, start: int, part: memoryview, salvage: Salvage) -> Extents:
+        """Read what can be read; the rest becomes zeros, and is returned."""
+        unreadable = ExtentsBuilder()
         for offset in range(0, len(part), salvage.sector_size):
             sector = part[offset : offset + salvage.sector_size]
             try:
@@ -107,7 +107,8 @@ class ChunkReader:
                 if error.gone:
                     raise
                 sector[:] = self._zeros[: len(sector)]
-                yield start + offset, start + offset + len(sector)
+                unreadable.add(start + offset, start + offset + len(sector))
+        return unreadable.build()
 
     def _buffer(self, size: int) -> bytearray:
         buffer: bytearray | None = getattr(self._local, "buffer", None)

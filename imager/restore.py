@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imager.check import check
+from imager.check import check, layout_of
 from imager.disk.identity import FILE_SECTOR_SIZE, Identity, identify, resolve
 from imager.disk.safety import check_target
 from imager.disk.target import TargetDevice
 from imager.errors import (
-    ImageError,
     NotUnderstoodError,
     ReadFailedError,
     RefusedError,
@@ -130,17 +129,6 @@ def plan_restore(origin: Origin, target: str | Path, options: RestoreOptions) ->
     )
 
 
-def layout_of(head: Head) -> DiskLayout:
-    """The layout in an image's head; ImageError where it makes no sense."""
-    try:
-        layout = DiskLayout.from_json(head.facts.get("layout"))
-        if (layout.size, layout.sector_size) != (head.disk_size, head.sector_size):
-            raise ValueError("sizes differ")
-    except ValueError as error:
-        raise ImageError(f"the image's layout makes no sense: {error}") from None
-    return layout
-
-
 def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress) -> RestoreResult:
     """Carry out `plan`.
 
@@ -171,7 +159,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         _wipe_signatures(target, plan, old)
         writer.write()
         target.sync()
-        final = _final_pieces(plan, writer.late_pieces(), target.size)
+        final = _final_pieces(plan, writer.late_pieces(), target.size, notes)
         for offset, data in final:
             target.write(offset - plan.span.start, memoryview(data))
         target.sync()
@@ -180,15 +168,14 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         if options.partition is None and not target.reread_partition_table():
             notes.append("the kernel still uses the old partition table: restart before using it")
     notes += _second_opinion(plan)
-    lost = Extents.of(writer.lost)
     return RestoreResult(
-        verdict="failed" if lost else "degraded" if writer.unreadable else "ok",
+        verdict="failed" if writer.lost else "degraded" if writer.unreadable else "ok",
         written=writer.counts.written,
         zeroed=writer.counts.zeroed,
         unchanged=writer.counts.unchanged,
         discarded=writer.counts.discarded,
-        lost=lost,
-        unreadable=Extents.of(writer.unreadable),
+        lost=writer.lost,
+        unreadable=writer.unreadable,
         read_back=options.read_back,
         notes=tuple(notes),
         seconds=time.monotonic() - begun,
@@ -331,16 +318,20 @@ def _wipe_signatures(target: TargetDevice, plan: RestorePlan, old: Extents) -> N
 
 
 def _final_pieces(
-    plan: RestorePlan, late: list[tuple[int, bytes]], target_size: int
+    plan: RestorePlan, late: list[tuple[int, bytes]], target_size: int, notes: list[str]
 ) -> list[tuple[int, bytes]]:
-    """What is written last, in order; a GPT is fitted to the target's size."""
+    """What is written last, in order; a GPT is fitted to the target's size, or a note says why not.
+
+    Not understood, it can be a damaged one that is salvaged, or an image that lies.
+    """
     late = sorted(late, reverse=True)
     table = plan.layout.table
     if plan.options.partition is not None or table.kind != "gpt" or target_size == plan.size:
         return late
     try:
         fitted = list(relocate(Pieces(plan.head, late), target_size))
-    except NotUnderstoodError:  # both copies are lost, or there is no room for a second one
+    except (NotUnderstoodError, RefusedError) as error:
+        notes.append(f"the partition table was not fitted to the target's size: {error}")
         return late
     taken = Extents.of((offset, offset + len(data)) for offset, data in fitted)
     rest = []

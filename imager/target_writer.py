@@ -111,8 +111,10 @@ class TargetWriter:
         self._hashes: dict[int, bytes] = {}
         self._current = ChunkReader(self._read_into, chunk_size)
         self.counts = Counts()
-        self.lost: list[tuple[int, int]] = []
-        self.unreadable: list[tuple[int, int]] = []
+        self.lost = Extents()
+        """Disk ranges that the image no longer holds; known after `write`."""
+        self.unreadable = Extents()
+        """Disk ranges that the capture could not read; known after `write`."""
 
     def write(self) -> None:
         """Decode, verify and write everything but what is late.
@@ -121,21 +123,29 @@ class TargetWriter:
         target fails.
         """
 
+        # Two, so that each comes in disk order: segments are looked at ahead of chunks.
+        lost_segments, lost_chunks = ExtentsBuilder(), ExtentsBuilder()
+        unreadable = ExtentsBuilder()
+
         def work() -> Iterator[_Work]:
             for segment, read_frames in self._origin.segments():
                 if isinstance(segment, LostRange):
-                    self._lose(segment.start, segment.end, ImageError("a segment is lost"))
+                    error = ImageError("a segment is lost")
+                    self._lose(lost_segments, segment.start, segment.end, error)
                     continue
                 ranges = self._ranges(segment)
                 self._discard(ranges.free)
-                self.unreadable += segment.map(RangeKind.UNREADABLE).clip(*self._span)
+                for start, end in segment.map(RangeKind.UNREADABLE).clip(*self._span):
+                    unreadable.add(start, end)
                 for batch in batches(segment, self._origin.head.chunk_size, self._span):
                     yield _Work(batch, ranges, read_frames)
 
         for done, failed in ordered_map(self._write_batch, work(), self._threads):
             for start, end, error in failed:
-                self._lose(start, end, error)
+                self._lose(lost_chunks, start, end, error)
             self._report("write", done)
+        self.lost = lost_segments.build() | lost_chunks.build()
+        self.unreadable = unreadable.build()
 
     def late_pieces(self) -> list[tuple[int, bytes]]:
         """What was kept back, as (disk offset, bytes) in disk order."""
@@ -153,7 +163,6 @@ class TargetWriter:
             if self._read_direct(offset, len(data)) != data
         ]
         reader = ChunkReader(self._read_direct_into, self._origin.head.chunk_size)
-        lost = Extents.of(self.lost)
 
         def compare(item: tuple[ChunkRun, Entry]) -> tuple[ChunkRun, bool]:
             run, entry = item
@@ -161,7 +170,7 @@ class TargetWriter:
 
         def runs() -> Iterator[tuple[ChunkRun, Entry]]:
             for segment in self._origin.segments_again():
-                wanted = self._ranges(segment).wanted - lost
+                wanted = self._ranges(segment).wanted - self.lost
                 for start, end, entry in segment.placed(self._origin.head.chunk_size):
                     for run in chunk_runs(wanted, start, end, self._origin.head.chunk_size):
                         if run.used:
@@ -181,14 +190,14 @@ class TargetWriter:
         start, end = self._span
         self._progress(phase, min(position, end) - start, end - start)
 
-    def _lose(self, start: int, end: int, error: Exception) -> None:
+    def _lose(self, lost: ExtentsBuilder, start: int, end: int, error: Exception) -> None:
         """A range of the disk cannot be restored."""
         start, end = max(start, self._span.start), min(end, self._span.end)
         if start >= end:
             return
         if not self._salvage:
             raise error
-        self.lost.append((start, end))
+        lost.add(start, end)
 
     def _ranges(self, segment: Segment) -> _Ranges:
         """What of a segment is written, and what is free."""
@@ -211,13 +220,15 @@ class TargetWriter:
         failed: list[tuple[int, int, Exception]] = []
         frames = work.read_frames([entry for _, _, entry in work.batch.placed])
         for frame, (start, end, entry) in zip(frames, work.batch.placed, strict=True):
+            view: memoryview | None = None
             try:
                 if isinstance(frame, ImagerError):
                     raise frame
                 view = self._decoder.decode(frame, entry, end - start)
             except (ImageError, ReadFailedError) as error:
-                failed.append((start, end, error))
-                continue
+                if not self._decoder.proves_zeros(entry, end - start):
+                    failed.append((start, end, error))
+                    continue
             if view is None:
                 self._write_zeros(work.ranges, start, end, entry)
             else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from imager.cli.text import printable
 from imager.errors import ImagerError
 from imager.version import VERSION
 
@@ -66,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit status."""
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _terminate)
+    # A split image may have thousands of parts, all of them open at once.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -98,5 +103,5 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"imager: {message}", file=sys.stderr)
+    print(f"imager: {printable(message)}", file=sys.stderr)
     return status

@@ -7,15 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from imager.check import CheckResult, check
+from imager.check import CheckResult, check, layout_of
 from imager.cli.arguments import add_common, add_threads
 from imager.cli.layout import volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size
+from imager.cli.text import format_duration, format_size, printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
 from imager.extents import Extents
 from imager.image.reader import Completeness
-from imager.restore import layout_of
 
 _EPILOG = """\
 examples:
@@ -75,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         if result.verdict == "failed":
             _say_failed(_report_lines(result), arguments.quiet)
         elif not arguments.quiet:
-            print("\n".join(_report_lines(result)))
+            _say(_report_lines(result))
     if arguments.json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]
@@ -85,9 +84,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _say_failed(lines: list[str], quiet: bool) -> None:
     """Report an image that is not good; even if quiet, one line says which."""
     if quiet:
-        print(f"imager: {lines[0]}", file=sys.stderr)
+        print(f"imager: {printable(lines[0])}", file=sys.stderr)
     else:
-        print("\n".join(lines))
+        _say(lines)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def _status(result: CheckResult) -> int:
@@ -126,11 +130,15 @@ def _report_lines(result: CheckResult) -> list[str]:
 
 def _where(result: CheckResult, ranges: Extents) -> str:
     """How much, and which partitions it hits."""
-    try:
-        hit = ", ".join(volumes_hit(layout_of(result.head), ranges))
-    except ImageError:
-        hit = "where, the image's layout does not tell"
+    hit = ", ".join(_volumes_hit(result, ranges))
     return f"{format_size(ranges.total)} in {len(ranges)} places: {hit}"
+
+
+def _volumes_hit(result: CheckResult, ranges: Extents) -> list[str]:
+    try:
+        return volumes_hit(layout_of(result.head), ranges)
+    except ImageError:
+        return ["where, the image's layout does not tell"]
 
 
 def _report_json(result: CheckResult) -> dict[str, object]:
@@ -141,7 +149,7 @@ def _report_json(result: CheckResult) -> dict[str, object]:
         "quick": result.quick,
         "problems": [problem.message for problem in result.problems],
         "lost": [list(pair) for pair in result.lost],
-        "lost_volumes": volumes_hit(layout_of(result.head), result.lost),
+        "lost_volumes": _volumes_hit(result, result.lost),
         "unreadable": [list(pair) for pair in result.unreadable],
         "differing": [list(pair) for pair in result.differing],
         "seconds": round(result.seconds, 3),

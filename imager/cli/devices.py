@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     is_root = os.geteuid() == 0
     if args.json:
         report = {"complete": is_root, "disks": [disk.to_json() for disk in disks]}
-        say(json.dumps(report, indent=2))
+        print(json.dumps(report, indent=2))
         return EXIT_OK
     columns = shutil.get_terminal_size((_WIDEST, 24)).columns
     width = min(max(columns, _NARROWEST), _WIDEST)

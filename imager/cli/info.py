@@ -10,15 +10,15 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from imager.check import layout_of
 from imager.cli.arguments import add_common
 from imager.cli.layout import layout_lines
-from imager.cli.text import format_age, format_size, printable
+from imager.cli.text import format_age, format_size, printable, say
 from imager.disk.identity import Identity
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError
 from imager.image.format import INCOMPATIBLE_PARTIAL, ChunkKind, RangeKind
 from imager.image.index import Segment
 from imager.image.reader import Completeness, ImageReader
-from imager.restore import layout_of
 
 _EPILOG = """\
 examples:
@@ -50,9 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(_facts(image), indent=2))
         elif not arguments.quiet:
-            print("\n".join(_lines(image)))
+            for line in _lines(image):
+                say(line)
             if arguments.map:
-                print("\n".join(_map_lines(image)))
+                for line in _map_lines(image):
+                    say(line)
         if image.completeness is not Completeness.COMPLETE:
             return ImageError.exit_code
         if image.manifest is not None and image.manifest.verdict == "degraded":

@@ -81,6 +81,6 @@ def format_table(rows: Sequence[Sequence[str]], right: Sequence[int], width: int
 
 
 def say(text: str) -> None:
-    """Print a line, with "?" for what the terminal's character set does not have."""
+    """Print a line, with "?" for what could play tricks on the terminal, or what it cannot show."""
     encoding = sys.stdout.encoding or "ascii"
-    print(text.encode(encoding, "replace").decode(encoding))
+    print(printable(text).encode(encoding, "replace").decode(encoding))

@@ -10,7 +10,7 @@ import threading
 import zstandard
 
 from imager.errors import ImageError
-from imager.image.format import MAX_WINDOW, ChunkKind, Entry
+from imager.image.format import ChunkKind, Entry, max_window
 from imager.image.frames import check_frame_header, zero_frame
 from imager.image.hashing import HashAlgorithm
 
@@ -70,12 +70,21 @@ class ChunkDecoder:
         if entry.kind == ChunkKind.ZERO:
             self._prove_zeros(frame, entry, size)
             return None
-        check_frame_header(frame, size)
+        check_frame_header(frame, size, self._chunk_size)
         view = self._buffer()[:size]
-        self._fill(frame, view)
+        with self._open(frame) as reader:
+            self._fill(reader, view)
+            self._expect_end(reader)
         if self._algorithm.digest(view) != entry.content_hash:
             raise ImageError("the content's hash differs")
         return view
+
+    def proves_zeros(self, entry: Entry, size: int) -> bool:
+        """Whether `entry` itself says that its `size` bytes are zeros: no frame is needed then."""
+        chunk = size if entry.chunks == 1 else self._chunk_size
+        if chunk not in self._zero_hash:
+            self._zero_hash[chunk] = self._algorithm.digest(self._zeros[:chunk])
+        return entry.kind == ChunkKind.ZERO and entry.content_hash == self._zero_hash[chunk]
 
     def _buffer(self) -> memoryview:
         buffer: bytearray | None = getattr(self._local, "buffer", None)
@@ -83,38 +92,44 @@ class ChunkDecoder:
             buffer = self._local.buffer = bytearray(self._chunk_size)
         return memoryview(buffer)
 
-    def _fill(self, frame: bytes | memoryview, view: memoryview) -> None:
-        # Straight into our buffer: a fresh mebibyte for each chunk costs its page faults.
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-        try:
-            with decompressor.stream_reader(frame) as reader:
-                if reader.readinto(view) != len(view) or reader.read(1):
-                    raise ImageError("the frame decodes to another length")
-        except zstandard.ZstdError as error:
-            raise ImageError(f"zstd cannot decode the frame ({error})") from None
-
     def _prove_zeros(self, frame: bytes | memoryview, entry: Entry, size: int) -> None:
         """Decode a run of zeros; the same frame again needs no second proof."""
-        chunk = size if entry.chunks == 1 else self._chunk_size
-        if chunk not in self._zero_hash:
-            self._zero_hash[chunk] = self._algorithm.digest(self._zeros[:chunk])
-        if entry.content_hash != self._zero_hash[chunk]:
+        if not self.proves_zeros(entry, size):
             raise ImageError("the content's hash differs")
         if (entry.frame_hash, size) in self._proved:
             return
-        check_frame_header(frame, size)
-        view = self._buffer()
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        check_frame_header(frame, size, self._chunk_size)
+        buffer = self._buffer()
+        zeros = self._zeros
+        with self._open(frame) as reader:
+            for _ in range(size // len(buffer)):
+                self._fill(reader, buffer)
+                if buffer.obj != zeros:  # bytearray against bytes: memcmp
+                    raise ImageError("a run of zeros decodes to something else")
+            rest = buffer[: size % len(buffer)]
+            self._fill(reader, rest)
+            if bytes(rest) != zeros[: len(rest)]:
+                raise ImageError("a run of zeros decodes to something else")
+            self._expect_end(reader)
+        self._proved.add((entry.frame_hash, size))
+
+    def _open(self, frame: bytes | memoryview) -> zstandard.ZstdDecompressionReader:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=max_window(self._chunk_size))
+        return decompressor.stream_reader(frame)
+
+    @staticmethod
+    def _fill(reader: zstandard.ZstdDecompressionReader, view: memoryview) -> None:
+        # Straight into our buffer: a fresh mebibyte for each chunk costs its page faults.
         try:
-            with decompressor.stream_reader(frame) as reader:
-                left = size
-                while left > 0:
-                    got = reader.readinto(view[: min(left, len(view))])
-                    if not got or bytes(view[:got]) != self._zeros[:got]:
-                        raise ImageError("a run of zeros decodes to something else")
-                    left -= got
-                if reader.read(1):
-                    raise ImageError("the frame decodes to another length")
+            if view and reader.readinto(view) != len(view):
+                raise ImageError("the frame decodes to another length")
         except zstandard.ZstdError as error:
             raise ImageError(f"zstd cannot decode the frame ({error})") from None
-        self._proved.add((entry.frame_hash, size))
+
+    @staticmethod
+    def _expect_end(reader: zstandard.ZstdDecompressionReader) -> None:
+        try:
+            if reader.read(1):
+                raise ImageError("the frame decodes to another length")
+        except zstandard.ZstdError as error:
+            raise ImageError(f"zstd cannot decode the frame ({error})") from None

@@ -45,21 +45,31 @@ SEGMENT_ENTRIES = 64
 """Entries after which the writer closes a segment."""
 SEGMENT_RANGES = 1 << 16
 """Map ranges after which the writer closes a segment early."""
-SEGMENT_BYTES = 1 << 26
+SEGMENT_BYTES = 1 << 25
 """Bytes of frames after which the writer closes a segment early."""
-MAX_SEGMENT_FRAMES = 1 << 27
+MAX_SEGMENT_ENTRIES = 1 << 12
+"""Entries of a segment that a reader accepts."""
+MAX_SEGMENT_FRAMES = 1 << 26
 """Bytes of frames that a segment has at most: a reader from a pipe holds them in memory."""
-MAX_SEGMENT = 1 << 26
-"""A segment record larger than this is not ours (bytes)."""
-MAX_JSON = 1 << 24
-"""A head or manifest larger than this is not ours (bytes)."""
+MAX_SEGMENT = 1 << 22
+"""A segment record larger than this is not ours (bytes); two fillings of ranges and a chunk's fit."""
+MAX_JSON = 1 << 22
+"""A head or manifest larger than this is not ours (bytes); parsed it takes 25 times as much."""
 MAX_INDEX = 1 << 28
+"""An index larger than this is not ours (bytes)."""
 MIN_INDEX_RECORD = 4096
 """The index lies between the two footers; padded so that no sector holds parts of both."""
-MAX_WINDOW = 1 << 27
-"""What `zstd -d` accepts without options; also our limit."""
+SEPARATOR_SIZE = 4096
+"""Zeros between the last segment and the first copy (bytes): no sector holds parts of both."""
+ZERO_WINDOW = 1 << 17
+"""Window of a frame of zeros (bytes): decoders with little memory cope with it."""
 
 SKIPPABLE = Struct("<II")
+
+
+def max_window(chunk_size: int) -> int:
+    """The largest window that a frame may ask a decoder to allocate (bytes)."""
+    return max(chunk_size, ZERO_WINDOW)
 
 
 def max_frame(chunk_size: int) -> int:
@@ -87,6 +97,7 @@ class Tag:
     HEAD = b"HEAD"
     SEGMENT = b"SEGM"
     SEGMENT_COPY = b"SEGC"
+    SEPARATOR = b"VOID"
     PART = b"PART"
     MANIFEST = b"MANI"
     INDEX = b"INDX"
@@ -230,9 +241,11 @@ class PartHeader(NamedTuple):
 
     number: int
     reserved: int
+    offset: int
+    """Where the part begins in the joined image: a part that is missing moves no other."""
 
 
-PART_HEADER = Struct("<II")
+PART_HEADER = Struct("<IIQ")
 
 SEEK_ENTRY = Struct("<II")
 SEEK_FOOTER = Struct("<IBI")

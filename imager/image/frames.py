@@ -12,11 +12,19 @@ from functools import lru_cache
 import zstandard
 
 from imager.errors import ImageError
-from imager.image.format import GUARD_DICTIONARY_ID, MAX_WINDOW, MAX_ZERO_RUN, SKIPPABLE
+from imager.image.format import (
+    GUARD_DICTIONARY_ID,
+    MAX_ZERO_RUN,
+    SKIPPABLE,
+    ZERO_WINDOW,
+    max_window,
+)
 
 ZSTD_MAGIC = 0xFD2FB528
 BLOCK_MAX = 1 << 17
-_ZERO_WINDOW_LOG = 17
+BLOCK_HEADER = 3
+RLE_BLOCK = 1
+RESERVED_BLOCK = 3
 _PIECE = bytes(1 << 20)
 
 
@@ -46,7 +54,7 @@ def zero_frame(size: int) -> bytes:
     if not 0 < size <= MAX_ZERO_RUN:
         raise ValueError(f"no zero frame of {size} bytes")
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        1, window_log=_ZERO_WINDOW_LOG, write_checksum=1, write_content_size=1
+        1, window_log=ZERO_WINDOW.bit_length() - 1, write_checksum=1, write_content_size=1
     )
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
     pieces = [compressor.compress(_PIECE) for _ in range(size // len(_PIECE))]
@@ -55,10 +63,11 @@ def zero_frame(size: int) -> bytes:
     return b"".join(pieces)
 
 
-def check_frame_header(frame: bytes | memoryview, content_size: int) -> None:
-    """ImageError unless `frame` is a zstd frame with checksum that claims `content_size` bytes.
+def check_frame_header(frame: bytes | memoryview, content_size: int, chunk_size: int) -> None:
+    """ImageError unless `frame` is one zstd frame with checksum that claims `content_size` bytes.
 
-    Called before decoding, so that a hostile frame cannot make the decoder allocate more.
+    Called before decoding, so that a hostile frame cannot make the decoder allocate more than a
+    chunk needs, and so that plain `zstd` finds no other frame behind this one.
     """
     try:
         parameters = zstandard.get_frame_parameters(frame)
@@ -68,15 +77,36 @@ def check_frame_header(frame: bytes | memoryview, content_size: int) -> None:
         raise ImageError(
             f"a stored chunk claims {parameters.content_size} bytes instead of {content_size}"
         )
-    if parameters.dict_id or not parameters.has_checksum or parameters.window_size > MAX_WINDOW:
+    window = parameters.window_size
+    if parameters.dict_id or not parameters.has_checksum or window > max_window(chunk_size):
         raise ImageError("a stored chunk's frame header is not one that imager writes")
+    if frame_size(frame) != len(frame):
+        raise ImageError("a stored chunk is not exactly one zstd frame")
+
+
+def frame_size(data: bytes | memoryview) -> int:
+    """Bytes of the zstd frame that `data` begins with; ImageError where it does not hold all of it.
+
+    Walks the block headers (RFC 8878, 3.1.1.2) without decoding anything.
+    """
+    size = len(data)
+    _require(size >= 5)
+    position = 5 + _header_rest(data[4])
+    last = False
+    while not last:
+        _require(position + BLOCK_HEADER <= size)
+        last, length = _block(data[position : position + BLOCK_HEADER])
+        position += BLOCK_HEADER + length
+    position += _checksum_size(data[4])
+    _require(position <= size)
+    return position
 
 
 def read_frame(read: Callable[[int], bytes], limit: int) -> bytes:
     """Read one whole frame, of at most `limit` bytes, from a stream by `read(size)` (exact).
 
-    Walks the block headers (RFC 8878, 3.1.1.2), so that no byte behind the frame is consumed.
-    Raises ImageError where the stream holds no frame or a larger one; what `read` raises passes.
+    Walks the block headers, so that no byte behind the frame is consumed. Raises ImageError where
+    the stream holds no frame or a larger one; what `read` raises passes.
     """
     start = read(4)
     magic = int.from_bytes(start, "little")
@@ -89,25 +119,39 @@ def read_frame(read: Callable[[int], bytes], limit: int) -> bytes:
     out = bytearray(start)
     out += read(1)
     descriptor = out[4]
-    single_segment = descriptor >> 5 & 1
-    content_field = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    out += read((0 if single_segment else 1) + (0, 1, 2, 4)[descriptor & 3] + content_field)
+    out += read(_header_rest(descriptor))
     last = False
     while not last:
-        header = read(3)
-        value = int.from_bytes(header, "little")
-        last = bool(value & 1)
-        kind, size_ = value >> 1 & 3, value >> 3
-        _require(kind != 3 and (kind == 1 or size_ <= BLOCK_MAX))
-        length = 1 if kind == 1 else size_
-        _require(len(out) + 3 + length <= limit)
+        header = read(BLOCK_HEADER)
+        last, length = _block(header)
+        _require(len(out) + BLOCK_HEADER + length <= limit)
         out += header
         out += read(length)
-    if descriptor & 4:
-        out += read(4)
+    out += read(_checksum_size(descriptor))
     return bytes(out)
+
+
+def _header_rest(descriptor: int) -> int:
+    """Bytes of the frame header behind its descriptor (RFC 8878, 3.1.1.1.1)."""
+    single_segment = descriptor >> 5 & 1
+    window = 1 - single_segment
+    dictionary = (0, 1, 2, 4)[descriptor & 3]
+    content_size = (single_segment, 2, 4, 8)[descriptor >> 6]
+    return window + dictionary + content_size
+
+
+def _checksum_size(descriptor: int) -> int:
+    return 4 if descriptor & 4 else 0
+
+
+def _block(header: bytes | memoryview) -> tuple[bool, int]:
+    """Whether a block is the last one, and how many bytes follow its header."""
+    value = int.from_bytes(header, "little")
+    kind, size = value >> 1 & 3, value >> 3
+    _require(kind != RESERVED_BLOCK and (kind == RLE_BLOCK or size <= BLOCK_MAX))
+    return bool(value & 1), 1 if kind == RLE_BLOCK else size
 
 
 def _require(condition: bool) -> None:
     if not condition:
-        raise ImageError("the stream does not hold a frame that imager writes here")
+        raise ImageError("this is not a frame that imager writes here")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 from imager.errors import MissingToolError, UnsupportedImageError
 
@@ -19,6 +20,16 @@ GROUP_CHUNKS = 1024
 HashFunction = Callable[[bytes | bytearray | memoryview], bytes]
 
 
+class Hasher(Protocol):
+    """A hash that is computed piece by piece."""
+
+    def update(self, data: bytes, /) -> object:
+        """Take in more data."""
+
+    def digest(self) -> bytes:
+        """The hash of all of it."""
+
+
 @dataclass(frozen=True)
 class HashAlgorithm:
     """A cryptographic hash with 32 bytes of output; `digest` releases the GIL for large input."""
@@ -26,6 +37,7 @@ class HashAlgorithm:
     number: int
     name: str
     digest: HashFunction
+    new: Callable[[], Hasher]
 
     def frame_digest(self, data: bytes | bytearray | memoryview) -> bytes:
         """The 16-byte hash of a stored frame."""
@@ -36,14 +48,14 @@ def _sha256(data: bytes | bytearray | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _blake3() -> HashFunction:
+def _blake3() -> HashAlgorithm:
     try:
         from blake3 import blake3
     except ImportError:
         raise MissingToolError(
             "this image is hashed with BLAKE3: install the Python package 'blake3'"
         ) from None
-    return lambda data: blake3(data).digest()
+    return HashAlgorithm(NUMBERS["blake3"], "blake3", lambda data: blake3(data).digest(), blake3)
 
 
 NUMBERS = {"blake3": 1, "sha256": 2}
@@ -54,9 +66,9 @@ NUMBERS = {"blake3": 1, "sha256": 2}
 def hash_algorithm(name: str) -> HashAlgorithm:
     """The algorithm called `name`; UnsupportedImageError if there is no such one."""
     if name == "blake3":
-        return HashAlgorithm(NUMBERS[name], name, _blake3())
+        return _blake3()
     if name == "sha256":
-        return HashAlgorithm(NUMBERS[name], name, _sha256)
+        return HashAlgorithm(NUMBERS[name], name, _sha256, hashlib.sha256)
     raise UnsupportedImageError(f"unknown hash algorithm {name!r}")
 
 

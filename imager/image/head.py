@@ -8,9 +8,10 @@ neither is needed to read an image whose other one is damaged.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from imager.errors import ImageError, UnsupportedImageError
 from imager.image.format import (
@@ -27,6 +28,9 @@ from imager.image.format import (
 
 Json = Mapping[str, object]
 T = TypeVar("T")
+
+_MAX_DEPTH = 32
+"""Levels of lists and objects: printing them must not exhaust Python's stack."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +129,48 @@ def dump(facts: Json) -> bytes:
 
 
 def load(data: bytes, what: str) -> dict[str, object]:
-    """Parse an untrusted JSON object; ImageError where it is none."""
+    """Parse an untrusted JSON object; ImageError where it is none.
+
+    Stricter than `json.loads`, which lets later keys hide earlier ones and makes up NaN.
+    """
     try:
         if len(data) > MAX_JSON:
             raise ValueError("too long")
-        facts = json.loads(data)
+        facts = json.loads(
+            data, object_pairs_hook=_object, parse_constant=_refuse, parse_float=_finite
+        )
+        _check_depth(facts, _MAX_DEPTH)
     except (ValueError, RecursionError):
         raise ImageError(f"the {what} is not valid JSON") from None
     if not isinstance(facts, dict):
         raise ImageError(f"the {what} is not a JSON object")
     return facts
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _refuse(constant: str) -> Never:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is out of range")
+    return value
+
+
+def _check_depth(value: object, levels: int) -> None:
+    if isinstance(value, (dict, list)):
+        if levels == 0:
+            raise ValueError("nested too deeply")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, levels - 1)
 
 
 def _version(payload: bytes) -> Version:

@@ -6,7 +6,7 @@ index lists the segments of the whole disk, each with the place of its copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imager.errors import ImageError, UnsupportedImageError
@@ -16,6 +16,8 @@ from imager.image.format import (
     INDEX_HEADER,
     INDEX_ITEM,
     MAP_HEADER,
+    MAX_SEGMENT,
+    MAX_SEGMENT_ENTRIES,
     MAX_ZERO_FRAME,
     MAX_ZERO_RUN,
     MIN_INDEX_RECORD,
@@ -74,12 +76,14 @@ def decode_segment(payload: bytes, head: Head) -> Segment:
     What is checked: entries tile the segment's disk range; runs are within the format's bounds;
     maps increase, lie inside and are whole sectors. Frame offsets are the reader's to check.
     """
-    if len(payload) < SEGMENT_HEADER.size:
-        raise ImageError("a segment is cut short")
+    if not SEGMENT_HEADER.size <= len(payload) <= MAX_SEGMENT:
+        raise ImageError("a segment has a wrong length")
     header = SegmentHeader(*SEGMENT_HEADER.unpack_from(payload))
     where = SEGMENT_HEADER.size
-    if header.entries * ENTRY.size > len(payload) - where or header.bases:
+    if not 1 <= header.entries <= MAX_SEGMENT_ENTRIES or header.bases:
         raise ImageError("a segment's counts are wrong")
+    if header.entries * ENTRY.size > len(payload) - where:
+        raise ImageError("a segment is cut short")
     entries = []
     position = header.start
     _require(position % head.chunk_size == 0 and position <= header.end <= head.disk_size)
@@ -132,14 +136,33 @@ def _ranges(data: bytes, header: SegmentHeader, head: Head) -> Extents:
     return extents
 
 
-def encode_index(items: Sequence[IndexItem], overhead: int) -> bytes:
-    """The index record's payload; with `overhead` bytes more it fills at least a sector of 4 KiB."""
-    parts = [INDEX_HEADER.pack(len(items), INDEX_ITEM.size)]
-    parts += [INDEX_ITEM.pack(*item) for item in items]
-    return b"".join(parts).ljust(MIN_INDEX_RECORD - overhead, b"\0")
+def encode_index(items: bytes | bytearray, overhead: int) -> bytes:
+    """The index record's payload of encoded items.
+
+    With `overhead` bytes more it fills at least a sector of 4 KiB.
+    """
+    header = INDEX_HEADER.pack(len(items) // INDEX_ITEM.size, INDEX_ITEM.size)
+    return b"".join((header, items)).ljust(MIN_INDEX_RECORD - overhead, b"\0")
 
 
-def decode_index(payload: bytes, head: Head) -> list[IndexItem]:
+class Index(Collection[IndexItem]):
+    """The segments of an image, in disk order; kept as stored, for there may be millions."""
+
+    def __init__(self, table: bytes | bytearray | memoryview) -> None:
+        """Wrap encoded items."""
+        self._table = memoryview(table)
+
+    def __len__(self) -> int:
+        return len(self._table) // INDEX_ITEM.size
+
+    def __iter__(self) -> Iterator[IndexItem]:
+        return map(IndexItem._make, INDEX_ITEM.iter_unpack(self._table))
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == each for each in self)
+
+
+def decode_index(payload: bytes, head: Head) -> Index:
     """Parse the index record's payload; ImageError unless its segments tile the disk."""
     if len(payload) < INDEX_HEADER.size:
         raise ImageError("the index is cut short")
@@ -147,16 +170,15 @@ def decode_index(payload: bytes, head: Head) -> list[IndexItem]:
     size = header.segments * INDEX_ITEM.size
     if header.item_size != INDEX_ITEM.size or size > len(payload) - INDEX_HEADER.size:
         raise ImageError("the index's counts are wrong")
-    table = memoryview(payload)[INDEX_HEADER.size : INDEX_HEADER.size + size]
-    items = [IndexItem(*fields) for fields in INDEX_ITEM.iter_unpack(table)]
+    index = Index(memoryview(payload)[INDEX_HEADER.size : INDEX_HEADER.size + size])
     position = 0
-    for item in items:
+    for item in index:
         if item.start != position or item.end <= position:
             raise ImageError("the index's segments do not follow each other")
         position = item.end
     if position != head.disk_size:
         raise ImageError("the index does not cover the whole disk")
-    return items
+    return index
 
 
 def _require(condition: bool) -> None:

@@ -9,7 +9,7 @@ chunks intact), a check (which reports) and a salvage (which leaves out what is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,18 +36,14 @@ from imager.image.format import (
 from imager.image.hashing import HashAlgorithm
 from imager.image.head import Head, Manifest, decode_head, decode_manifest
 from imager.image.index import Segment, decode_index, decode_segment
-from imager.image.records import (
-    OVERHEAD,
-    Record,
-    decode_record,
-    encode_record,
-    record_pattern,
-    record_size,
-)
+from imager.image.problems import Problems
+from imager.image.records import OVERHEAD, Record, decode_record, encode_record, record_size
+from imager.image.recovery import find_records, recover_items
 
-_WINDOW = 1 << 22
-_TAIL = 1 << 28
-"""How far from the end a footer is looked for when the seek table does not lead to it (bytes)."""
+_TAIL = 1 << 26
+"""How far from the end a footer is looked for when the seek table does not lead to it (bytes)..."""
+_TAIL_PER_CHUNK = 16
+"""...and this for each chunk: seek table and index lie behind it."""
 
 
 class Completeness(enum.Enum):
@@ -56,21 +52,6 @@ class Completeness(enum.Enum):
     COMPLETE = "complete"
     UNFINISHED = "unfinished"
     CUT_SHORT = "cut short"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something damaged in an image."""
-
-    message: str
-    start: int | None = None
-    """First disk byte whose content is lost by it; None if nothing is."""
-    end: int | None = None
-
-    @property
-    def loses_data(self) -> bool:
-        """Whether bytes of the disk cannot be restored."""
-        return self.start is not None
 
 
 @dataclass(frozen=True)
@@ -91,13 +72,16 @@ class ImageReader:
         is of a version that this release does not read.
         """
         self.file = ImageFile(path)
-        self.problems: list[Problem] = []
+        self.problems = Problems()
         self.manifest: Manifest | None = None
         self.footer: Footer | None = None
         self.uuid = b""
         self._algorithm: HashAlgorithm | None = None
-        self._items: list[IndexItem] | None = None
+        self._index: Collection[IndexItem] | None = None
+        self._recovered: Collection[IndexItem] | None = None
         try:
+            for problem in self.file.problems:
+                self.problems.add(problem)
             self.head = self._open()
         except BaseException:
             self.file.close()
@@ -126,7 +110,7 @@ class ImageReader:
         """Whether the image has its end, and why not."""
         if self.footer is not None:
             return Completeness.COMPLETE
-        if not self.file.ends_named_complete:
+        if self.file.unfinished_by_name:
             return Completeness.UNFINISHED
         return Completeness.CUT_SHORT
 
@@ -150,23 +134,20 @@ class ImageReader:
             raise ImageError(f"there is no {tag.decode()} record where one should be")
         return decode_record(self.file.read(offset, size), tag, self.uuid or None)
 
-    def segments(self) -> Iterator[Segment | LostRange]:
+    def segments(self, both: bool = False) -> Iterator[Segment | LostRange]:
         """All segments in disk order, and the ranges between them where one is lost.
 
-        What is found damaged is added to `problems`. For an image without its end, what follows
-        its last segment is a LostRange up to the disk's end.
+        What is found damaged is added to `problems`; with `both`, the copies that are not needed
+        are looked at, too. For an image without its end, what follows its last segment is a
+        LostRange up to the disk's end.
         """
-        if self._items is None:
-            self._items = self._recover_items()
         position = 0
-        for number, item in enumerate(self._items):
+        for number, item in enumerate(self.items()):
             if item.start > position:
                 yield LostRange(position, item.start)
-            segment = self._segment(number, item)
+            segment = self._segment(number, item, both)
             if segment is None:
-                self.problems.append(
-                    Problem("a segment and its copy are damaged", item.start, item.end)
-                )
+                self.problems.add("a segment and its copy are damaged", item.start, item.end)
                 yield LostRange(item.start, item.end)
             else:
                 yield segment
@@ -198,63 +179,85 @@ class ImageReader:
                 frames.append(error)
         return frames
 
-    def items(self) -> tuple[IndexItem, ...]:
+    def items(self) -> Collection[IndexItem]:
         """Where each segment is, as far as known."""
-        if self._items is None:
-            self._items = self._recover_items()
-        return tuple(self._items)
+        if self._index is not None:
+            return self._index
+        if self._recovered is None:
+            self._recovered = recover_items(self.file, self.head, self.uuid, self.algorithm)
+        return self._recovered
 
     def _open(self) -> Head:
-        head = self._read_head()
-        self._find_footer()
+        unsupported: UnsupportedImageError | None = None
+        head: Head | None = None
+        head_hash = b""
+        try:
+            record = self.read_record(OPENING_SIZE, MAX_JSON, Tag.HEAD)
+        except (ImageError, ReadFailedError) as error:
+            # An unknown hash algorithm may be damage: then the image's end will tell.
+            unsupported = error if isinstance(error, UnsupportedImageError) else None
+            self.problems.add(f"head: {error}")
+        else:
+            self.uuid, self._algorithm = record.uuid, record.algorithm
+            head = decode_head(record.payload)
+            head_hash = record.algorithm.digest(encode_record(*record))
+        self.footer = self._find_footer(_TAIL + _TAIL_PER_CHUNK * (head.chunks if head else 0))
         if self.footer is not None:
+            if head is not None and head_hash != self.footer.head_hash:
+                self.problems.add("head: it is not the one that the footer names")
+                head = None
             head = self._read_end(self.footer, head)
         if head is None:
-            raise ImageError(
+            raise unsupported or ImageError(
                 f"{self.file.path} is not an imager image, or both its head and its end are lost"
             )
         return head
 
-    def _read_head(self) -> Head | None:
+    def _find_footer(self, tail: int) -> Footer | None:
+        """The footer before the seek table; else one in the last `tail` bytes."""
+        mine = self.uuid or None
         try:
-            record = self.read_record(OPENING_SIZE, MAX_JSON, Tag.HEAD)
-        except UnsupportedImageError:
-            raise
+            return self._footer_at(self._footer_place(), mine)
         except (ImageError, ReadFailedError) as error:
-            self.problems.append(Problem(f"head: {error}"))
-            return None
-        self.uuid, self._algorithm = record.uuid, record.algorithm
-        return decode_head(record.payload)
-
-    def _find_footer(self) -> None:
-        for offset in self._footer_places():
+            self.problems.add(f"footer: {error}")
+        for offset in find_records(self.file, (Tag.FOOTER,), max(0, self.file.size - tail)):
             try:
-                data = self.file.read(offset, FOOTER_RECORD_SIZE)
-                record = decode_record(data, Tag.FOOTER, self.uuid or None)
-                footer = Footer(*FOOTER.unpack(record.payload))
-            except (ImageError, ReadFailedError) as error:
-                self.problems.append(Problem(f"footer: {error}"))
+                return self._footer_at(offset, mine)
+            except (ImageError, ReadFailedError):
                 continue
-            if footer.image_size == self.file.size:
-                self.footer = footer
-                self.uuid, self._algorithm = record.uuid, record.algorithm
-                return
+        try:
+            # None fits the head; where one is in its place, it may be the head that is not.
+            return self._footer_at(self._footer_place(), None)
+        except (ImageError, ReadFailedError):
+            return None
 
-    def _footer_places(self) -> Iterator[int]:
-        """Where a footer may be: before the seek table; else anywhere near the end."""
-        frames, _, magic = 0, 0, 0
-        if self.file.size > SEEK_FOOTER.size:
-            tail = self.file.read(self.file.size - SEEK_FOOTER.size, SEEK_FOOTER.size)
-            frames, _, magic = SEEK_FOOTER.unpack(tail)
-        if magic == SEEKABLE_MAGIC and frames <= SEEKABLE_MAX_FRAMES:
-            table = SKIPPABLE.size + frames * SEEK_ENTRY.size + SEEK_FOOTER.size
-            yield self.file.size - table - FOOTER_RECORD_SIZE
-        yield from self._find_records(Tag.FOOTER, max(0, self.file.size - _TAIL))
+    def _footer_place(self) -> int:
+        tail = self.file.read(self.file.size - SEEK_FOOTER.size, SEEK_FOOTER.size)
+        frames, _, magic = SEEK_FOOTER.unpack(tail)
+        if magic != SEEKABLE_MAGIC or frames > SEEKABLE_MAX_FRAMES:
+            raise ImageError("the file does not end with a seek table")
+        table: int = SKIPPABLE.size + frames * SEEK_ENTRY.size + SEEK_FOOTER.size
+        return self.file.size - table - FOOTER_RECORD_SIZE
+
+    def _footer_at(self, offset: int, uuid: bytes | None) -> Footer:
+        """The footer at `offset`; ImageError unless it is that of this file, in its place."""
+        data = self.file.read(offset, FOOTER_RECORD_SIZE)
+        record = decode_record(data, Tag.FOOTER, uuid)
+        footer = Footer(*FOOTER.unpack(record.payload))
+        if offset + FOOTER_RECORD_SIZE not in (footer.index_offset, footer.seek_table_offset):
+            raise ImageError("it is not where it says")
+        if footer.image_size > self.file.size:
+            raise ImageError(f"the image had {footer.image_size} bytes, now {self.file.size}")
+        if footer.image_size < self.file.size:
+            follow = self.file.size - footer.image_size
+            self.problems.add(f"{follow} bytes follow the image's end")
+        self.uuid, self._algorithm = record.uuid, record.algorithm
+        return footer
 
     def _read_end(self, footer: Footer, head: Head | None) -> Head | None:
-        """Manifest, index and the other hashes of the footer; returns the best head there is."""
-        if self.algorithm.digest(self.file.read(0, OPENING_SIZE)) != footer.opening_hash:
-            self.problems.append(Problem("the opening text is damaged"))
+        """Everything that the footer has a hash of; returns the best head there is."""
+        if not self._hashes(0, OPENING_SIZE, footer.opening_hash):
+            self.problems.add("the opening text is damaged")
         manifest = self._end_record(
             Tag.MANIFEST, footer.manifest_offset, footer.manifest_size, footer.manifest_hash
         )
@@ -268,15 +271,18 @@ class ImageReader:
             Tag.INDEX, footer.index_offset, footer.index_size, footer.index_hash
         )
         if index is not None and head is not None:
-            self._items = decode_index(index, head)
-        record = self._footer_record(footer)
+            self._index = decode_index(index, head)
+        record = encode_record(Tag.FOOTER, self.uuid, self.algorithm, FOOTER.pack(*footer))
         for end in (footer.index_offset, footer.seek_table_offset):
             if not self._holds(end - FOOTER_RECORD_SIZE, record):
-                self.problems.append(Problem("one of the two footers is damaged"))
+                self.problems.add("one of the two footers is damaged")
         return head
 
-    def _footer_record(self, footer: Footer) -> bytes:
-        return encode_record(Tag.FOOTER, self.uuid, self.algorithm, FOOTER.pack(*footer))
+    def _hashes(self, offset: int, size: int, expected: bytes) -> bool:
+        try:
+            return self.algorithm.digest(self.file.read(offset, size)) == expected
+        except (ImageError, ReadFailedError):
+            return False
 
     def _holds(self, offset: int, data: bytes) -> bool:
         try:
@@ -290,97 +296,47 @@ class ImageReader:
             if size > (MAX_INDEX if tag == Tag.INDEX else MAX_JSON) + OVERHEAD:
                 raise ImageError("the footer names a record that is too large")
             data = self.file.read(offset, size)
-            record = decode_record(data, tag, self.uuid)
             if self.algorithm.digest(data) != expected:
                 raise ImageError("it is not the record that the footer names")
+            return decode_record(data, tag, self.uuid).payload
         except (ImageError, ReadFailedError) as error:
-            self.problems.append(Problem(f"{_NAMES[tag]}: {error}"))
+            self.problems.add(f"{_NAMES[tag]}: {error}")
             return None
-        return record.payload
 
-    def _segment(self, number: int, item: IndexItem) -> Segment | None:
+    def _segment(self, number: int, item: IndexItem, both: bool) -> Segment | None:
         """A segment, from its copy if need be; None if both are damaged."""
-        segment = None
-        for tag, offset in (
-            (Tag.SEGMENT, item.offset),
-            (Tag.SEGMENT_COPY, item.copy_offset),
-        ):
-            if offset == 0:  # not found when the index was rebuilt
-                continue
+        segment: Segment | None = None
+        for tag, offset in ((Tag.SEGMENT, item.offset), (Tag.SEGMENT_COPY, item.copy_offset)):
+            if offset == 0 or (segment is not None and not both):
+                continue  # 0: not found when the index was rebuilt
             try:
                 payload = self._segment_payload(tag, offset, item)
-                segment = segment or decode_segment(payload, self.head)
-                self._check_place(segment, number, item)
+                segment = segment or self._decode_segment(payload, number, item)
+            except UnsupportedImageError:
+                raise
             except (ImageError, ReadFailedError) as error:
-                if isinstance(error, UnsupportedImageError):
-                    raise
-                self.problems.append(Problem(f"segment {number}: {error}"))
+                self.problems.add(f"segment {number}: {error}")
         return segment
 
     def _segment_payload(self, tag: bytes, offset: int, item: IndexItem) -> bytes:
         if not OVERHEAD < item.size <= MAX_SEGMENT + OVERHEAD:
             raise ImageError("the index gives it a wrong size")
-        payload = decode_record(self.file.read(offset, item.size), tag, self.uuid).payload
+        data = self.file.read(offset, item.size)
+        try:
+            payload = decode_record(data, tag, self.uuid).payload
+        except UnsupportedImageError as error:  # the head's algorithm is known, so it is damage
+            raise ImageError(str(error)) from None
         if self.algorithm.digest(payload) != item.payload_hash:
             raise ImageError("it is not the segment that the index names")
         return payload
 
-    def _check_place(self, segment: Segment, number: int, item: IndexItem) -> None:
+    def _decode_segment(self, payload: bytes, number: int, item: IndexItem) -> Segment:
+        segment = decode_segment(payload, self.head)
         if (segment.start, segment.end) != (item.start, item.end):
             raise ImageError("it covers another range than the index says")
-        if self.footer is not None and segment.number != number:
+        if self._index is not None and segment.number != number:
             raise ImageError("it has another number than its place")
-
-    def _find_records(self, tag: bytes, start: int) -> Iterator[int]:
-        """Offsets at or behind `start` where something like a record with this tag begins."""
-        pattern = record_pattern(tag)
-        overlap = SKIPPABLE.size + len(tag) - 1
-        while start < self.file.size:
-            size = min(_WINDOW, self.file.size - start)
-            try:
-                data = self.file.read(start, size)
-            except ReadFailedError as error:
-                self.problems.append(Problem(str(error)))
-                data = b""
-            for match in pattern.finditer(data):
-                yield start + match.start()
-            start += size if start + size >= self.file.size else size - overlap
-
-    def _recover_items(self) -> list[IndexItem]:
-        """Find all intact segments without an index; the later of two that overlap is dropped."""
-        found: dict[int, IndexItem] = {}
-        for tag in (Tag.SEGMENT, Tag.SEGMENT_COPY):
-            for offset in self._find_records(tag, OPENING_SIZE):
-                try:
-                    record = self.read_record(offset, MAX_SEGMENT, tag)
-                    segment = decode_segment(record.payload, self.head)
-                except UnsupportedImageError:
-                    raise
-                except (ImageError, ReadFailedError):
-                    continue
-                item = found.get(segment.start)
-                payload_hash = self.algorithm.digest(record.payload)
-                if item is None:
-                    item = IndexItem(
-                        segment.start,
-                        segment.end,
-                        0,
-                        0,
-                        len(record.payload) + OVERHEAD,
-                        0,
-                        payload_hash,
-                    )
-                if item.payload_hash == payload_hash:
-                    found[segment.start] = (
-                        item._replace(offset=offset)
-                        if tag == Tag.SEGMENT
-                        else item._replace(copy_offset=offset)
-                    )
-        items: list[IndexItem] = []
-        for start in sorted(found):
-            if not items or items[-1].end <= start:
-                items.append(found[start])
-        return items
+        return segment
 
 
 _NAMES = {Tag.MANIFEST: "manifest", Tag.INDEX: "index"}

@@ -59,7 +59,7 @@ def decode_record(data: bytes, tag: bytes, uuid: bytes | None = None) -> Record:
     return Record(tag, header.uuid, algorithm, data[RECORD_HEADER.size : -HASH_SIZE])
 
 
-def record_pattern(tag: bytes) -> re.Pattern[bytes]:
-    """Finds places in damaged data where a record with this tag may begin."""
+def record_pattern(*tags: bytes) -> re.Pattern[bytes]:
+    """Finds places in damaged data where a record with one of these tags may begin."""
     magic = re.escape(SKIPPABLE_RECORD.to_bytes(4, "little"))
-    return re.compile(magic + b".{4}" + re.escape(tag), re.DOTALL)
+    return re.compile(magic + b".{4}(?:" + b"|".join(map(re.escape, tags)) + b")", re.DOTALL)

@@ -27,7 +27,7 @@ MAX_PART = (1 << 32) - 1
 """FAT32's largest file (bytes)."""
 
 
-PART_NAME = re.compile(r"(?P<image>.+)\.\d{4}(\.last)?(\.partial)?")
+PART_NAME = re.compile(r"(?P<image>.+)\.(?P<number>\d{4})(?P<last>\.last)?(?P<partial>\.partial)?")
 """What a part may be called, finished or not."""
 
 
@@ -237,7 +237,8 @@ class FileSink:
         if len(opening) != OPENING_SIZE:
             raise ValueError("an opening has 512 bytes")
         try:
-            os.pwrite(self._files[0], opening, 0)
+            if os.pwrite(self._files[0], opening, 0) != OPENING_SIZE:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             os.fsync(self._files[0])
         except OSError as error:
             raise _write_error(self._image, error) from None

@@ -1,6 +1,6 @@
 """Reads an image front to back from a pipe.
 
-A segment's record comes behind its frames, so these wait in memory (at most 128 MiB) until their
+A segment's record comes behind its frames, so these wait in memory (at most 64 MiB) until their
 hashes are known: nothing is handed out that cannot be verified.
 """
 
@@ -17,6 +17,7 @@ from imager.image.format import (
     MAX_CHUNK,
     MAX_JSON,
     MAX_SEGMENT,
+    MAX_SEGMENT_ENTRIES,
     MAX_SEGMENT_FRAMES,
     OPENING_SIZE,
     RECORD_HEADER,
@@ -46,8 +47,8 @@ class StreamedSegment(NamedTuple):
     """By offset in the image."""
 
     def read_frames(self, entries: Sequence[Entry]) -> list[memoryview | ImagerError]:
-        """As `ImageReader.read_frames`."""
-        return [memoryview(self.frames[entry.offset]) for entry in entries]
+        """As `ImageReader.read_frames`, but only once: then the memory is free for the next."""
+        return [memoryview(self.frames.pop(entry.offset)) for entry in entries]
 
 
 class ImageStream:
@@ -81,11 +82,11 @@ class ImageStream:
         digest = ContentDigest(self.algorithm, self.head.disk_size, self.head.chunk_size)
         while position < self.head.disk_size:
             offset = self._offset
-            frame = read_frame(self._read, max(max_frame(MAX_CHUNK), MAX_SEGMENT + OVERHEAD))
+            frame = read_frame(self._read, max_frame(MAX_CHUNK))
             if not is_skippable(int.from_bytes(frame[:4], "little")):
                 frames[offset] = frame
                 held += len(frame)
-                if held > MAX_SEGMENT_FRAMES:
+                if held > MAX_SEGMENT_FRAMES or len(frames) > MAX_SEGMENT_ENTRIES:
                     raise ImageError("the stream's frames are not followed by a segment")
                 continue
             if self._tag(frame) == Tag.PART:
@@ -93,9 +94,10 @@ class ImageStream:
                 continue
             payload = decode_record(frame, Tag.SEGMENT, self.uuid).payload
             segment = decode_segment(payload, self.head)
-            if segment.start != position or [entry.offset for entry in segment.entries] != list(
-                frames
-            ):
+            described = [(entry.offset, entry.stored_size) for entry in segment.entries]
+            if segment.start != position or described != [
+                (offset, len(frame)) for offset, frame in frames.items()
+            ]:
                 raise ImageError("a segment does not belong to the frames before it")
             for entry in segment.entries:
                 digest.add(entry.content_hash, entry.chunks)
@@ -111,7 +113,7 @@ class ImageStream:
             yield decode_segment(self._spool.read(int.from_bytes(length, "little")), self.head)
 
     def _read_end(self, content_digest: bytes) -> None:
-        """Copies, manifest, footer; what follows the footer is its repetition."""
+        """Separator, copies, manifest, footer; what follows the footer is its repetition."""
         while True:
             frame = read_frame(self._read, MAX_SEGMENT + OVERHEAD)
             tag = self._tag(frame)
@@ -126,7 +128,7 @@ class ImageStream:
                 if Footer(*FOOTER.unpack(record.payload)).content_digest != content_digest:
                     raise ImageError("the content digest differs from the chunks' hashes")
                 break
-            elif tag not in (Tag.SEGMENT_COPY, Tag.PART):
+            elif tag not in (Tag.SEPARATOR, Tag.SEGMENT_COPY, Tag.PART):
                 raise ImageError("the stream's end is not that of an image")
         if self.manifest is None:
             raise ImageError("the stream has no manifest")

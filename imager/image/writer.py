@@ -1,7 +1,7 @@
 """Writes an image front to back, so that a pipe will do as well as a file.
 
     opening | head | frames ... segment | frames ... segment | ...
-            | segment copies | manifest | footer | index | footer | seek table
+            | separator | segment copies | manifest | footer | index | footer | seek table
 
 Memory hardly grows with the disk: segments wait for their copying in a temporary file once they are
 more than a few MiB; the seek table takes 8 and the index about 1 byte for each chunk.
@@ -14,13 +14,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imager.errors import WriteFailedError
+from imager.errors import RefusedError, WriteFailedError
 from imager.extents import Extents, ExtentsBuilder
 from imager.image.format import (
     FOOTER,
     FOOTER_RECORD_SIZE,
     INCOMPATIBLE_PARTIAL,
     INDEX_ITEM,
+    MAX_JSON,
     OPENING_SIZE,
     PART_HEADER,
     SEEK_ENTRY,
@@ -30,6 +31,7 @@ from imager.image.format import (
     SEGMENT_BYTES,
     SEGMENT_ENTRIES,
     SEGMENT_RANGES,
+    SEPARATOR_SIZE,
     SKIPPABLE,
     SKIPPABLE_SEEK_TABLE,
     ChunkKind,
@@ -81,6 +83,7 @@ class ImageWriter:
         self._algorithm = algorithm
         self._maps = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
         self._unreadable = ExtentsBuilder()
+        self._unreadable_count = 0
         self._digest = ContentDigest(algorithm, head.disk_size, head.chunk_size)
         self._offset = 0
         self._segment_start = 0
@@ -90,9 +93,15 @@ class ImageWriter:
         self._frames = 0
         self._parts = 1
         self._segment_count = 0
-        self._segments = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=sink.spool_directory)
         self._opening = final_opening(head)
-        self._head_record = self._record(Tag.HEAD, head.encode())
+        payload = head.encode()
+        if len(payload) > MAX_JSON // 2:  # the manifest repeats it
+            raise RefusedError(
+                f"an image cannot hold a description of {len(payload)} bytes: the disk's "
+                "partition table makes no sense"
+            )
+        self._head_record = self._record(Tag.HEAD, payload)
+        self._segments = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=sink.spool_directory)
         self._position = 0
 
     @property
@@ -142,18 +151,26 @@ class ImageWriter:
             self._parts += 1
             self._account(PART_HEADER.size + OVERHEAD, 0)
 
+    def count_ranges(self, start: int, end: int) -> int:
+        """How many ranges a segment would have to list for [start, end) of the disk, at least."""
+        return sum(extents.count(start, end) for extents in self._maps.values())
+
     def add_data(self, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
         """Append the frame of the next chunk."""
         self._add(ChunkKind.DATA, 1, frame, content_hash, frame_hash)
 
     def add_zeros(self, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
-        """Append the frame of the next `chunks` chunks, all of them zero."""
+        """Append the frame of the next `chunks` chunks, all of them zero.
+
+        A run with more than SEGMENT_RANGES ranges is for the caller to cut.
+        """
         self._add(ChunkKind.ZERO, chunks, frame, content_hash, frame_hash)
 
     def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Note ranges of the next chunk that the device did not give, in order."""
         for start, end in ranges:
             self._unreadable.add(start, end)
+            self._unreadable_count += 1
 
     def finish(self, results: Json) -> WrittenImage:
         """Write everything that follows the chunks, and make the image durable.
@@ -164,9 +181,10 @@ class ImageWriter:
             self._close_segment()
         if self._position < self._head.disk_size:
             raise ValueError("the image does not cover the disk")
+        self._write_copies()
         manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
-        index = self._record(Tag.INDEX, encode_index(self._write_copies(), OVERHEAD))
         manifest_offset = self._emit(manifest, 0)
+        index = self._record(Tag.INDEX, encode_index(self._items, OVERHEAD))
         footer, seek_table = self._plan_end(manifest_offset, manifest, index)
         record = self._record(Tag.FOOTER, FOOTER.pack(*footer))
         for data in (record, index, record, bytes(seek_table)):
@@ -192,7 +210,9 @@ class ImageWriter:
         if self._sink.needs_part(size):
             self._sink.begin_part()
             self._parts += 1
-            part = self._record(Tag.PART, PART_HEADER.pack(*PartHeader(self._parts, 0)))
+            part = self._record(
+                Tag.PART, PART_HEADER.pack(*PartHeader(self._parts, 0, self._offset))
+            )
             self._sink.write(part)
             self._account(len(part), 0)
             if self._sink.needs_part(size):
@@ -219,7 +239,7 @@ class ImageWriter:
             self._close_segment()
 
     def _segment_is_full(self) -> bool:
-        ranges = self._maps[RangeKind.UNUSED].count(self._segment_start, self._position)
+        ranges = self.count_ranges(self._segment_start, self._position) + self._unreadable_count
         return (
             len(self._entries) >= SEGMENT_ENTRIES
             or self._offset - self._entries[0].offset >= SEGMENT_BYTES
@@ -231,6 +251,7 @@ class ImageWriter:
         maps = {kind: extents.clip(start, end) for kind, extents in self._maps.items()}
         maps[RangeKind.UNREADABLE] = self._unreadable.build()
         self._unreadable = ExtentsBuilder()
+        self._unreadable_count = 0
         segment = Segment(
             self._segment_count,
             start,
@@ -261,16 +282,15 @@ class ImageWriter:
         self._segment_start = segment.end
         self._segment_count += 1
 
-    def _write_copies(self) -> list[IndexItem]:
-        """Write each segment once more, and list where both are."""
+    def _write_copies(self) -> None:
+        """Write each segment once more, well apart from the first time, and note where."""
+        self._emit(self._record(Tag.SEPARATOR, bytes(SEPARATOR_SIZE)), 0)
         self._segments.seek(0)
-        items = []
-        for fields in INDEX_ITEM.iter_unpack(self._items):
-            item = IndexItem(*fields)
+        for place in range(0, len(self._items), INDEX_ITEM.size):
+            item = IndexItem(*INDEX_ITEM.unpack_from(self._items, place))
             payload = self._segments.read(item.size - OVERHEAD)
             copy_offset = self._emit(self._record(Tag.SEGMENT_COPY, payload), 0)
-            items.append(item._replace(copy_offset=copy_offset))
-        return items
+            INDEX_ITEM.pack_into(self._items, place, *item._replace(copy_offset=copy_offset))
 
     def _plan_end(
         self, manifest_offset: int, manifest: bytes, index: bytes
