@@ -16,31 +16,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
-from imager.extents import Extents, ExtentsBuilder
+from imager.extents import Extents
 from imager.image.codec import ChunkEncoder
 from imager.image.format import (
     DEFAULT_CHUNK,
     INCOMPATIBLE_PARTIAL,
     MAX_CHUNK,
-    MAX_ZERO_RUN,
     MIN_CHUNK,
-    SEGMENT_RANGES,
 )
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
 from imager.image.sink import FileSink, PipeSink, Sink
-from imager.image.writer import ImageWriter, WrittenImage
+from imager.image.writer import WrittenImage
+from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
-from imager.resume import CapturePlan, find_remains
 from imager.version import VERSION
 
 DEFAULT_LEVEL = 3
@@ -142,10 +139,24 @@ def capture(
         head = _head(device, analysis, options, bool(busy))
         with (
             _open_sink(image, options) as sink,
-            _Session(device, analysis, head, sink, options, progress) as session,
+            ImageFiller(device, analysis, head, sink, options, progress) as filler,
         ):
-            session.store(progress)
-            result = session.finish(begun)
+            filler.fill(progress)
+            unreadable = filler.unreadable()
+            used = analysis.used.total
+            written = filler.finish(_results(used, filler.zero, unreadable))
+        result = CaptureResult(
+            verdict=_verdict(unreadable),
+            image=written,
+            uuid=str(uuid.UUID(bytes=filler.uuid)),
+            layout=analysis.layout,
+            disk_size=device.size,
+            used=used,
+            zero=filler.zero,
+            unreadable=unreadable,
+            resumed=filler.resumed,
+            seconds=time.monotonic() - begun,
+        )
     if options.verify and isinstance(image, Path):
         checked = check(image, threads=options.threads, progress=progress)
         result = replace(result, check=checked)
@@ -289,178 +300,21 @@ def _host() -> dict[str, object]:
     }
 
 
+def _verdict(unreadable: Extents) -> str:
+    return "degraded" if unreadable else "ok"
+
+
+def _results(used: int, zero: int, unreadable: Extents) -> Json:
+    """The manifest's facts."""
+    return {
+        "verdict": _verdict(unreadable),
+        "finished": _now(),
+        "used": used,
+        "zero": zero,
+        "unreadable_bytes": unreadable.total,
+        "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
+    }
+
+
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-class _Encoded(NamedTuple):
-    """A chunk run as a thread hands it back; `frame` is None where all is zero."""
-
-    run: ChunkRun
-    frame: bytes | None
-    content_hash: bytes
-    frame_hash: bytes
-    unreadable: list[tuple[int, int]]
-
-
-_ZERO_UNIT = 1 << 25
-"""Longer runs of zeros are cut to a multiple of this (bytes)."""
-
-
-class _PendingZeros(NamedTuple):
-    """A run of zeros not yet written, which the next chunks may lengthen."""
-
-    start: int
-    end: int
-    unreadable: list[tuple[int, int]]
-
-
-class _Session:
-    """One capture under way."""
-
-    def __init__(
-        self,
-        device: SourceDevice,
-        analysis: Analysis,
-        head: Head,
-        sink: Sink,
-        options: CaptureOptions,
-        progress: Progress,
-    ) -> None:
-        """Write the image's beginning to `sink`, or take up what an interrupted capture left."""
-        self._device = device
-        self._layout = analysis.layout
-        self._used = analysis.used - analysis.excluded
-        unused = self._used.complement(0, device.size) - analysis.excluded
-        self._algorithm = hash_algorithm(options.hash_name)
-        self._encoder = ChunkEncoder(self._algorithm, options.level, head.chunk_size)
-        salvage = Salvage(device.reread_sector, device.sector_size)
-        self._reader = ChunkReader(
-            device.readinto,
-            head.chunk_size,
-            salvage if options.continue_on_read_error else None,
-        )
-        self._threads = thread_count(options.threads)
-        remains = None
-        if options.resume and isinstance(sink, FileSink):
-            plan = CapturePlan(head, self._used, unused, analysis.excluded)
-            remains = find_remains(
-                sink, plan, self._reader, self._algorithm, self._threads, progress
-            )
-        self._head = remains.head if remains else head
-        self._uuid = remains.uuid if remains else uuid.uuid4().bytes
-        self._writer = ImageWriter(
-            sink, self._head, self._uuid, self._algorithm, unused, analysis.excluded
-        )
-        if remains and isinstance(sink, FileSink):
-            self._writer.take_up(remains.part_starts, remains.segments())
-            remains.close()
-            sink.truncate(self._writer.size)
-        else:
-            self._writer.begin()
-        self.resumed = self._writer.position
-        self._zero_hashes: dict[int, bytes] = {}
-        self._pending_zeros: _PendingZeros | None = None
-        self._zero = remains.zero if remains else 0
-        self._unreadable = ExtentsBuilder()
-
-    def __enter__(self) -> _Session:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._writer.close()
-
-    def store(self, progress: Progress) -> None:
-        """Read, compress and write everything behind the writer's position."""
-        total = self._used.total
-        start = self._writer.position
-        done = self._used.clip(0, start).total
-        progress("capture", done, total)
-        runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
-        for encoded in ordered_map(self._encode, runs, self._threads):
-            if encoded.frame is None:
-                self._add_zeros(encoded)
-            else:
-                self._flush_zeros()
-                self._writer.add_unreadable(encoded.unreadable)
-                self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
-            for start, end in encoded.unreadable:
-                self._unreadable.add(start, end)
-            done += encoded.run.used.total
-            progress("capture", done, total)
-        self._flush_zeros()
-
-    def finish(self, begun: float) -> CaptureResult:
-        """Write the image's end and make it durable."""
-        unreadable = self._unreadable.build()
-        verdict = "degraded" if unreadable else "ok"
-        facts: Json = {
-            "verdict": verdict,
-            "finished": _now(),
-            "used": self._used.total,
-            "zero": self._zero,
-            "unreadable_bytes": unreadable.total,
-            "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
-        }
-        return CaptureResult(
-            verdict=verdict,
-            image=self._writer.finish(facts),
-            uuid=str(uuid.UUID(bytes=self._uuid)),
-            layout=self._layout,
-            disk_size=self._device.size,
-            used=self._used.total,
-            zero=self._zero,
-            unreadable=unreadable,
-            resumed=self.resumed,
-            seconds=time.monotonic() - begun,
-        )
-
-    def _encode(self, run: ChunkRun) -> _Encoded:
-        """Read and compress one chunk, in a thread."""
-        if not run.used:
-            return _Encoded(run, None, b"", b"", [])
-        chunk, unreadable = self._reader.read(run)
-        if self._encoder.is_zero(chunk):
-            return _Encoded(run, None, b"", b"", unreadable)
-        frame = self._encoder.encode(chunk)
-        return _Encoded(
-            run,
-            frame,
-            self._algorithm.digest(chunk),
-            self._algorithm.frame_digest(frame),
-            unreadable,
-        )
-
-    def _add_zeros(self, encoded: _Encoded) -> None:
-        """Let runs of zeros grow together, up to what one frame may hold."""
-        pending = self._pending_zeros or _PendingZeros(encoded.run.start, encoded.run.start, [])
-        self._pending_zeros = _PendingZeros(
-            pending.start, encoded.run.end, [*pending.unreadable, *encoded.unreadable]
-        )
-        while (pending := self._pending_zeros) and pending.end - pending.start > MAX_ZERO_RUN:
-            self._write_zeros(pending, pending.start + MAX_ZERO_RUN)
-        if pending:
-            ranges = self._writer.count_ranges(pending.start, pending.end)
-            if ranges + len(pending.unreadable) >= SEGMENT_RANGES:
-                self._flush_zeros()
-
-    def _flush_zeros(self) -> None:
-        while pending := self._pending_zeros:
-            size = pending.end - pending.start
-            # Few different lengths make few different frames, and each is compressed, and later
-            # proved by whoever checks, only once. A shorter last chunk has its own content hash.
-            unit = _ZERO_UNIT if size >= _ZERO_UNIT else min(self._head.chunk_size, size)
-            self._write_zeros(pending, pending.start + size // unit * unit)
-
-    def _write_zeros(self, pending: _PendingZeros, end: int) -> None:
-        """Write the first pending zeros, up to disk byte `end`."""
-        size = end - pending.start
-        chunk_size = min(self._head.chunk_size, size)
-        if chunk_size not in self._zero_hashes:
-            self._zero_hashes[chunk_size] = self._algorithm.digest(bytes(chunk_size))
-        frame, frame_hash = self._encoder.zero_run(size)
-        self._writer.add_unreadable(pair for pair in pending.unreadable if pair[0] < end)
-        self._writer.add_zeros(size // chunk_size, frame, self._zero_hashes[chunk_size], frame_hash)
-        self._zero += size
-        rest = [pair for pair in pending.unreadable if pair[0] >= end]
-        self._pending_zeros = _PendingZeros(end, pending.end, rest) if end < pending.end else None

@@ -189,8 +189,7 @@ class TestSignals:
             _, err = process.communicate(timeout=30)
         assert (process.returncode, err) == (status, f"imager: {word}\n")
         assert zstd_refuses(tmp_path / "image.partial")
-        imager("capture", "--level", "19", "--resume", small.disk, tmp_path / "image")
-        imager("check", "--against", small.disk, tmp_path / "image")
+        assert not (tmp_path / "image").exists()
 
     def test_restore(self, small: Small, tmp_path: Path) -> None:
         target = garbage(tmp_path / "target", SMALL_SIZE)
