@@ -141,18 +141,6 @@ HEADS = {
         },
         items=item_with(end=(1 << 63) - 1),
     ),
-    "a table as large as the disk": Forgery(
-        {
-            **head_with(),
-            "disk_size": 1 << 40,
-            "layout": {
-                **layout_with()["layout"],
-                "size": 1 << 40,
-                "table": {"kind": "mbr", "uuid": None, "partitions": [], "extents": [[0, 1 << 40]]},
-            },
-        },
-        items=item_with(end=1 << 40),
-    ),
     "table outside of the disk": Forgery(
         layout_with(
             table={"kind": "gpt", "uuid": None, "partitions": [], "extents": [[0, 1 << 62]]}

@@ -6,7 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -178,8 +178,9 @@ def test_a_cut_is_noticed_wherever_it_is(tmp_path: Path, name: str) -> None:
         assert result.completeness is (
             Completeness.UNFINISHED if unfinished else Completeness.CUT_SHORT
         )
-        with pytest.raises(ImageError, match="unfinished" if unfinished else "cut short"):
-            FileOrigin(path).require_complete()
+        words = "unfinished" if unfinished else "cut short"
+        with closing(FileOrigin(path)) as origin, pytest.raises(ImageError, match=words):
+            origin.require_complete()
 
 
 @pytest.mark.parametrize("size", [1, 9, 511, 4096, 100_000])
@@ -357,8 +358,11 @@ def test_a_missing_end_costs_what_no_segment_covers(split: Split, kept: int) -> 
     )
     result = assert_noticed(split.files[0], Extents.span(covered, DISK.size))
     assert result.completeness is Completeness.CUT_SHORT
-    with pytest.raises(ImageError, match="cut short"):
-        FileOrigin(split.files[0]).require_complete()
+    with (
+        closing(FileOrigin(split.files[0])) as origin,
+        pytest.raises(ImageError, match="cut short"),
+    ):
+        origin.require_complete()
 
 
 def test_two_missing_parts(split: Split) -> None:
@@ -482,11 +486,8 @@ def test_stale_segments_inside_of_a_chunk_are_not_taken_for_the_images_own(tmp_p
 
 
 def salvage(image: Path, target: Path, options: RestoreOptions) -> tuple[str, Extents, bytes]:
-    origin = FileOrigin(image)
-    try:
+    with closing(FileOrigin(image)) as origin:
         result = restore(origin, plan_restore(origin, target, options))
-    finally:
-        origin.close()
     return result.verdict, result.lost, target.read_bytes()
 
 
@@ -510,10 +511,8 @@ def test_salvage_restores_the_rest_and_fails(
     image.write_bytes(make())
     before = b"\xaa" * DISK.size
     target.write_bytes(before)
-    origin = FileOrigin(image)
-    with pytest.raises(ImageError):
+    with closing(FileOrigin(image)) as origin, pytest.raises(ImageError):
         restore(origin, plan_restore(origin, target, RestoreOptions()))
-    origin.close()
     assert target.read_bytes() == before
     verdict, lost, content = salvage(image, target, RestoreOptions(salvage=True))
     assert (verdict, lost) == ("failed", bound)

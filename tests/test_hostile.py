@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from imager.check import check
-from imager.errors import UnsupportedImageError
+from imager.check import MAX_TABLE, check, layout_of
+from imager.errors import ImageError, UnsupportedImageError
 from imager.image.format import (
     SEGMENT_HEADER,
     Tag,
 )
 from imager.image.frames import skippable
+from imager.image.head import Head
 from imager.image.stream import ImageStream
 from tests.forgery import (
     DISK,
@@ -33,7 +34,7 @@ from tests.forgery import (
     zstd_frame,
 )
 from tests.hostile_images import HOSTILE, HUGE, head_text
-from tests.image_files import image_bytes, walk
+from tests.image_files import CHUNK, Disk, image_bytes, walk
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202e\ud800"
 
@@ -284,6 +285,8 @@ def test_a_pipe_is_not_believed(stream_outcomes: Outcomes, name: str) -> None:
         assert_sound(outcome)
         assert outcome.status == 4
     assert found["pipe"].err.count("\n") == 1
+    if name in ("many small frames", "large frames"):
+        assert "not followed by a segment" in found["pipe"].err
 
 
 # What only costs time or memory.
@@ -306,6 +309,20 @@ def test_memory_stays_bounded_whatever_is_claimed(tmp_path: Path) -> None:
             assert outcome.status in (0, 4)
             assert "internal" not in outcome.err and "Traceback" not in outcome.err
     assert [outcomes["check"].status for outcomes in found.values()] == [0, 4, 4]
+
+
+@pytest.mark.parametrize(("size", "sound"), [(MAX_TABLE, True), (MAX_TABLE + 512, False)])
+def test_a_table_that_no_memory_holds_is_refused(size: int, sound: bool) -> None:
+    """A restore keeps the table's bytes in memory until all else is written."""
+    disk = Disk(bytes(2 * MAX_TABLE))
+    table = {"kind": "mbr", "uuid": None, "partitions": [], "extents": [[0, size]]}
+    layout = {**disk.layout().to_json(), "table": table}
+    head = Head(disk.size, CHUNK, 512, facts={"layout": layout})
+    if sound:
+        assert layout_of(head).table.extents.total == size
+    else:
+        with pytest.raises(ImageError, match="partition table is too large"):
+            layout_of(head)
 
 
 def test_bait_for_recovery_is_not_worth_much_time(tmp_path: Path) -> None:
