@@ -18,6 +18,7 @@ from imager.disk.identity import FILE_SECTOR_SIZE, Identity, identify, resolve
 from imager.disk.safety import check_target
 from imager.disk.target import TargetDevice
 from imager.errors import (
+    ImageError,
     NotUnderstoodError,
     ReadFailedError,
     RefusedError,
@@ -168,8 +169,9 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         if options.partition is None and not target.reread_partition_table():
             notes.append("the kernel still uses the old partition table: restart before using it")
     notes += _second_opinion(plan)
+    failed = bool(writer.lost) or not _is_complete(origin)
     return RestoreResult(
-        verdict="failed" if writer.lost else "degraded" if writer.unreadable else "ok",
+        verdict="failed" if failed else "degraded" if writer.unreadable else "ok",
         written=writer.counts.written,
         zeroed=writer.counts.zeroed,
         unchanged=writer.counts.unchanged,
@@ -180,6 +182,15 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
         notes=tuple(notes),
         seconds=time.monotonic() - begun,
     )
+
+
+def _is_complete(origin: Origin) -> bool:
+    """Whether the image has its end: without it nothing says that what it holds is all."""
+    try:
+        origin.require_complete()
+    except ImageError:
+        return False
+    return True
 
 
 def _open_target(plan: RestorePlan) -> TargetDevice:

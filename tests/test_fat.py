@@ -533,13 +533,16 @@ def test_sectors_smaller_than_the_disks_are_refused(image: bytearray) -> None:
             read(image, 4096)
 
 
+def root_start(image: bytearray) -> int:
+    layout = bpb(image)
+    return layout.data if layout.bits == 32 else layout.fats[-1] + layout.fat_size
+
+
 def root_entries(image: bytearray) -> Iterator[tuple[int, bytes]]:
     """Offset and content of the entries in the root directory that have clusters."""
     layout = bpb(image)
-    start, end = layout.data, layout.data + layout.cluster
-    if layout.bits < 32:
-        start, end = layout.fats[-1] + layout.fat_size, layout.data
-    for at in range(start, end, 32):
+    end = layout.data + layout.cluster if layout.bits == 32 else layout.data
+    for at in range(root_start(image), end, 32):
         if (
             image[at] not in (0, 0xE5)
             and not image[at + 11] & 8
@@ -577,7 +580,9 @@ def test_the_root_directory_must_fit_the_table(image: bytearray) -> None:
     struct.pack_into("<H", spoilt, folder + 20, 0)
     with pytest.raises(NotUnderstoodError, match="free cluster"):
         read(spoilt)
-    spoilt[entries[0][0]] = 0
+    start = root_start(image)
+    spoilt[start + 64 : start + 96] = spoilt[folder : folder + 32]
+    spoilt[start], spoilt[start + 32] = 0xE5, 0
     assert read(spoilt) == read(image), "nothing counts behind the end of the directory"
 
 
@@ -589,12 +594,14 @@ def test_the_root_directory_of_fat32_must_be_allocated(image: bytearray) -> None
 
 
 def make_by_hand(clusters: int, fat_sectors: int) -> bytearray:
-    """An empty FAT12 or FAT16 volume with clusters of one sector."""
+    """A FAT12 or FAT16 volume with clusters of one sector and nothing but a label."""
     image = bytearray((1 + fat_sectors + 1 + clusters) * 512)
     fields = (512, 1, 1, 1, 16, 0, 0xF8, fat_sectors, 1, 1, 0, len(image) // 512)
     struct.pack_into("<3s8sHBHBHHBHHHII", image, 0, b"\xe9\x3c\x00", b"", *fields)
     image[510:512] = b"\x55\xaa"
     image[512:516] = b"\xf8\xff\xff" + (b"\0" if clusters < 4085 else b"\xff")
+    root = (1 + fat_sectors) * 512
+    image[root : root + 12] = b"LABEL      \x08"
     assert bpb(image).clusters == clusters
     return image
 
@@ -619,6 +626,43 @@ def test_the_table_must_have_an_entry_for_each_cluster() -> None:
     assert read(make_by_hand(30 * 256 - 2, 30)).size
     with pytest.raises(NotUnderstoodError, match="too short"):
         read(make_by_hand(30 * 256 - 1, 30))
+
+
+def test_a_single_table_must_not_run_into_what_follows() -> None:
+    longer = make_by_hand(30 * 256 - 2, 40)
+    assert read(longer).size
+    longer[41 * 512 - 1] = 1
+    with pytest.raises(NotUnderstoodError, match="more entries than"):
+        read(longer)
+    assert read(make_by_hand(30 * 256 - 2, 30 + 2048)).size
+    with pytest.raises(NotUnderstoodError, match="too long"):
+        read(make_by_hand(30 * 256 - 2, 31 + 2048))
+
+
+@pytest.mark.parametrize("image", ["fat16", "fat32"], indirect=True)
+def test_files_without_a_root_directory_are_refused(image: bytearray) -> None:
+    image[root_start(image)] = 0
+    with pytest.raises(NotUnderstoodError, match="empty, yet"):
+        read(image)
+    one_cluster = make_by_hand(100, 1)
+    entry(one_cluster, 50, 0xFFF)
+    assert read(one_cluster).allocated == expected(one_cluster)
+    one_cluster[root_start(one_cluster)] = 0
+    with pytest.raises(NotUnderstoodError, match="empty, yet"):
+        read(one_cluster)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_volume_without_files(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "volume.img"
+    make(path, CASES[name])
+    allocation = read_allocation("vfat", FileVolume(path))
+    with path.open("rb") as file:
+        layout = bpb(file.read(512))
+    used = layout.cluster if layout.bits == 32 else 0
+    assert allocation.allocated.clip(0, layout.data + used).total == layout.data + used
+    assert allocation.allocated.total - layout.data - used < layout.cluster
+    assert fsck(path) == (used // layout.cluster, layout.clusters)
 
 
 def test_the_same_size_may_be_given_twice() -> None:
@@ -656,6 +700,24 @@ def test_flipped_bits_in_metadata_lose_nothing(image: bytearray) -> None:
                 assert not needed - kept, f"bit {bit} of byte {place}"
             image[place] ^= 1 << bit
     assert refused > 200
+
+
+@pytest.mark.parametrize("image", ["floppy", "fat12", "fat16"], indirect=True)
+def test_wrong_lengths_of_table_and_root_directory_lose_nothing(image: bytearray) -> None:
+    """FAT12 and FAT16 have no backup boot sector, and the floppy not even a second table."""
+    needed = expected(image)
+    for offset in (17, 22):
+        (right,) = struct.unpack_from("<H", image, offset)
+        for step in [-right, -right // 2, right, -16, 32, 64, *range(-9, 30)]:
+            value = max(right + step, 0)
+            struct.pack_into("<H", image, offset, value)
+            try:
+                allocation = read(image)
+            except NotUnderstoodError:
+                continue
+            assert not needed - allocation.allocated, f"{value} at {offset}"
+        struct.pack_into("<H", image, offset, right)
+    assert read(image).allocated == needed
 
 
 @each_small
@@ -726,7 +788,7 @@ class HugeVolume:
         if offset in (0, 6 * 512, 6 * 4096):
             return self.boot
         if offset >= self.data:
-            return bytes(size)
+            return b"LABEL      \x08".ljust(size, b"\0")
         place = (offset - 32 * 512) % self.fat
         if place == 0:
             return b"\xf8\xff\xff\x0f\xff\xff\xff\x0f"

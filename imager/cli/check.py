@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         if result.verdict == "failed":
             _say_failed(_report_lines(result), arguments.quiet)
         elif not arguments.quiet:
-            _say(_report_lines(result))
+            same = [f"  {arguments.against} holds the same"] if arguments.against else []
+            _say(_report_lines(result) + same)
     if arguments.json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]

@@ -19,9 +19,10 @@ that differ or in root directory entries that point to free clusters; both are r
 driver writes such a link: the table is damaged, and then its zeros prove nothing.
 
 *The layout is proven, not believed*, as a wrong boot sector (boot code copied over it, say) would
-shift every cluster: the tables must begin and agree where it says; FAT32 has a backup to compare
-with; root directory entries must point to allocated clusters, and the directories among them must
-begin with their "." entry. FSInfo's free count proves nothing and is not read.
+shift every cluster: the tables must begin and agree where it says, a single one must not run into
+what follows it, FAT32 has a backup to compare with; the root directory must not be empty if there
+are files, its entries must point to allocated clusters, and directories among them must begin with
+their "." entry. FSInfo's free count proves nothing and is not read.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from imager.extents import ExtentsBuilder
 from imager.filesystems import Allocation, Volume
 from imager.filesystems.fat.layout import STATE_DIRTY, STATE_DISK_ERROR, read_layout
 from imager.filesystems.fat.root import check_root_directory
-from imager.filesystems.fat.table import check_first_entries, used_clusters
+from imager.filesystems.fat.table import check_first_entries, check_length, used_clusters
 
 
 def read_allocation(volume: Volume) -> Allocation:
@@ -41,6 +42,7 @@ def read_allocation(volume: Volume) -> Allocation:
     """
     layout = read_layout(volume)
     flags = check_first_entries(volume, layout)
+    check_length(volume, layout)
     builder = ExtentsBuilder()
     builder.add(0, layout.data)
     for number, used in used_clusters(volume, layout):

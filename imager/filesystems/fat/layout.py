@@ -95,9 +95,11 @@ class Layout(NamedTuple):
     """Where things are; offsets and sizes in bytes."""
 
     kind: Kind
+    sector: int
     media: int
     fats: tuple[int, ...]
     """Offsets of the tables that are in force and so must agree."""
+    fat_size: int
     root: int
     """Offset of the root directory, or of its first cluster."""
     root_size: int
@@ -145,8 +147,10 @@ def _fat16_layout(sector: bytes, boot: BootSector) -> Layout:
         raise NotUnderstoodError("number of clusters leaves the FAT type open")
     layout = Layout(
         kind=FAT12 if clusters < 4085 else FAT16,
+        sector=boot.BPB_BytsPerSec,
         media=boot.BPB_Media,
         fats=fats,
+        fat_size=boot.BPB_FATSz16 * boot.BPB_BytsPerSec,
         root=root,
         root_size=root_size,
         data=root + root_size,
@@ -155,7 +159,7 @@ def _fat16_layout(sector: bytes, boot: BootSector) -> Layout:
         size=_total_size(boot),
         state=_state(sector, _BOOT_SECTOR.size),
     )
-    _check_room(layout, boot.BPB_FATSz16 * boot.BPB_BytsPerSec)
+    _check_room(layout)
     return layout
 
 
@@ -183,8 +187,10 @@ def _fat32_layout(sector: bytes, boot: BootSector, more: Fat32Fields) -> Layout:
     cluster = boot.BPB_SecPerClus * boot.BPB_BytsPerSec
     layout = Layout(
         kind=FAT32,
+        sector=boot.BPB_BytsPerSec,
         media=boot.BPB_Media,
         fats=fats,
+        fat_size=more.BPB_FATSz32 * boot.BPB_BytsPerSec,
         root=data + (more.BPB_RootClus - 2) * cluster,
         root_size=cluster,
         data=data,
@@ -193,7 +199,7 @@ def _fat32_layout(sector: bytes, boot: BootSector, more: Fat32Fields) -> Layout:
         size=_total_size(boot),
         state=_state(sector, _BOOT_SECTOR.size + _FAT32_FIELDS.size),
     )
-    _check_room(layout, more.BPB_FATSz32 * boot.BPB_BytsPerSec)
+    _check_room(layout)
     if not 2 <= more.BPB_RootClus < clusters + 2:
         raise NotUnderstoodError("root directory is outside of the volume")
     return layout
@@ -252,11 +258,11 @@ def _state(sector: bytes, offset: int) -> int:
     return drive.BS_Reserved1 if drive.BS_BootSig in _BOOT_SIGNATURES else 0
 
 
-def _check_room(layout: Layout, fat_size: int) -> None:
+def _check_room(layout: Layout) -> None:
     """Refuse a volume without clusters, or with more than its table has entries or numbers for."""
     if layout.clusters == 0:
         raise NotUnderstoodError("no room for clusters")
-    if (layout.clusters + 2) * layout.kind.bits > fat_size * 8:
+    if (layout.clusters + 2) * layout.kind.bits > layout.fat_size * 8:
         raise NotUnderstoodError("file allocation table is too short for the volume")
     # The mark of bad clusters is the lowest number that is never a cluster's on any type of FAT.
     if layout.clusters + 1 >= layout.kind.mask - 8:

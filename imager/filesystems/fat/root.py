@@ -40,8 +40,13 @@ def check_root_directory(volume: Volume, layout: Layout, allocated: Extents) -> 
     """
     if layout.root not in allocated:
         raise NotUnderstoodError("root directory is in a free cluster")
+    entries = _entries(volume.read(layout.root, layout.root_size))
+    files_end = layout.offset(layout.clusters + 2)
+    own = layout.cluster if layout.root >= layout.data else 0
+    if entries[0].DIR_Name[0] == _END and allocated.clip(layout.data, files_end).total > own:
+        raise NotUnderstoodError("root directory is empty, yet clusters are in use")
     directories = 0
-    for entry in _entries(volume.read(layout.root, layout.root_size)):
+    for entry in entries:
         if entry.DIR_Name[0] == _END:
             break
         # ATTR_LONG_NAME includes ATTR_VOLUME_ID; neither has clusters.

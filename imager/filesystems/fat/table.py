@@ -21,6 +21,9 @@ from imager.filesystems.fat.layout import FAT12, FAT32, Layout
 _AT_ONCE = 1 << 19
 """Entries decoded in one go: up to 2 MiB of each table."""
 
+_MOST_UNUSED = 1 << 20
+"""Formatting tools round a table up, at most to a multiple of the largest cluster: 512 KiB."""
+
 
 def check_first_entries(volume: Volume, layout: Layout) -> int:
     """Check FAT[0] and FAT[1] of each table; return FAT[1] of the first, with its flags.
@@ -37,6 +40,22 @@ def check_first_entries(volume: Volume, layout: Layout) -> int:
         if flags[-1] | kind.clean | kind.no_error | 7 != kind.mask:
             raise NotUnderstoodError("second entry of the file allocation table makes no sense")
     return flags[0]
+
+
+def check_length(volume: Volume, layout: Layout) -> None:
+    """Refuse a single table whose unused sectors are many, or not zero.
+
+    A second table proves by its place how long the first is. Without one, too large a BPB_FATSz
+    would shift the clusters unnoticed; the root directory or a cluster is then in the excess.
+    """
+    if len(layout.fats) > 1:
+        return
+    used = -(-(layout.clusters + 2) * layout.kind.bits // (8 * layout.sector)) * layout.sector
+    unused = layout.fat_size - used
+    if unused > _MOST_UNUSED:
+        raise NotUnderstoodError("file allocation table is too long for the volume")
+    if volume.read(layout.fats[0] + used, unused).count(0) != unused:
+        raise NotUnderstoodError("file allocation table has more entries than the volume clusters")
 
 
 def used_clusters(volume: Volume, layout: Layout) -> Iterator[tuple[int, bitarray]]:

@@ -1,0 +1,106 @@
+"""Images that earlier releases made are read by this one: checked, restored, decoded by zstd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imager.check import check, layout_of
+from imager.extents import Extents
+from imager.image.origin import FileOrigin, StreamOrigin
+from imager.image.reader import Completeness, ImageReader
+from imager.restore import RestoreOptions, plan_restore, restore
+
+GOLDEN = Path(__file__).parent / "golden"
+IMAGES = ("full", "sha256", "parts", "partial", "degraded")
+VERSIONS = ("1.0",)
+
+
+def expected(version: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((GOLDEN / version / "expected.json").read_text())
+    return facts
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def joined(image: Path) -> bytes:
+    """The image's bytes, as `cat` of its parts gives them."""
+    with ImageReader(image) as reader:
+        return b"".join(path.read_bytes() for path in reader.file.paths)
+
+
+def test_every_golden_image_is_tested() -> None:
+    for version in VERSIONS:
+        names = {path.name.split(".")[0] for path in (GOLDEN / version).iterdir()}
+        assert names == {*IMAGES, "expected"}
+        assert sum(path.stat().st_size for path in (GOLDEN / version).iterdir()) < 200_000
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_is_good(version: str, name: str) -> None:
+    facts = expected(version)
+    result = check(GOLDEN / version / name)
+    assert result.completeness is Completeness.COMPLETE
+    assert not result.problems and not result.lost
+    assert result.verdict == ("degraded" if name == "degraded" else "ok")
+    unreadable = [tuple(pair) for pair in facts["unreadable"].get(name, [])]
+    assert result.unreadable == Extents.of(unreadable)
+    assert result.head.disk_size == facts["disk_size"]
+    layout = layout_of(result.head)
+    assert layout.table.kind == "gpt"
+    assert [(volume.kind, volume.label) for volume in layout.volumes] == [
+        ("vfat", "EFI-SYSTEM"),
+        ("ext4", "golden"),
+    ]
+    assert layout.volumes[1].stored == (
+        "excluded" if name == "partial" else layout.volumes[1].stored
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_restores(version: str, name: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    origin = FileOrigin(GOLDEN / version / name)
+    try:
+        result = restore(origin, plan_restore(origin, target, RestoreOptions()))
+    finally:
+        origin.close()
+    assert result.verdict == ("degraded" if name == "degraded" else "ok")
+    assert sha256(target.read_bytes()) == expected(version)["content"][name]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_it_restores_from_a_pipe(version: str, name: str, tmp_path: Path) -> None:
+    stream, target = tmp_path / "stream", tmp_path / "target"
+    stream.write_bytes(joined(GOLDEN / version / name))
+    fd = os.open(stream, os.O_RDONLY)
+    origin = StreamOrigin(fd)
+    try:
+        restore(origin, plan_restore(origin, target, RestoreOptions(verify_first=False)))
+    finally:
+        origin.close()
+        os.close(fd)
+    assert sha256(target.read_bytes()) == expected(version)["content"][name]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", IMAGES)
+def test_zstd_alone_restores_it_or_refuses(version: str, name: str) -> None:
+    data = joined(GOLDEN / version / name)
+    result = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=False)
+    if name == "partial":
+        assert result.returncode != 0 and not result.stdout
+    else:
+        assert result.returncode == 0
+        assert sha256(result.stdout) == expected(version)["content"][name]
