@@ -64,7 +64,7 @@ class CheckResult:
         """ImageError where anything that a restore needs is lost."""
         if self.lost:
             raise ImageError(
-                f"{self.path} is damaged: {len(self.lost)} ranges of the disk, "
+                f"{self.path} is damaged ({self.problems[0].message}): {len(self.lost)} ranges of the disk, "
                 f"{self.lost.total} bytes, cannot be restored; nothing was written "
                 "(imager check lists them, --salvage restores the rest)"
             )

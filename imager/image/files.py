@@ -41,9 +41,8 @@ class ImageFile:
         """
         self.path, names = _find_parts(path)
         self.paths = tuple(name.path for name in names)
-        self.complete_by_name = names[-1].last or (len(names) == 1 and names[0].number == 0)
-        """Whether the names say that the image's end is there."""
         self.unfinished_by_name = any(name.path.name.endswith(".partial") for name in names)
+        """Whether a capture was interrupted, if the image's end is missing."""
         self.problems: list[str] = []
         """What is wrong with the parts: one is missing, or is not what its name says."""
         self._fds: list[int] = []
