@@ -228,7 +228,7 @@ def memory(folder: Path) -> None:
             image = folder / "memory.img"
             image.unlink(missing_ok=True)
             for command in (f"capture -q {disk} {image}", f"check -q {image}"):
-                seconds, peak = measured(f"{IMAGER} {command}")
+                seconds, peak = measured(command)
                 print(
                     f"| {name} {kind} | {command.split()[0]} | {seconds:.2f} | {peak} |", flush=True
                 )
@@ -286,15 +286,23 @@ def fragmented_ntfs(volume: Path) -> Path:
     return volume
 
 
+PEAK = """
+import re, sys
+from pathlib import Path
+from imager.cli import main
+if main(sys.argv[1:]):
+    sys.exit("failed")
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
 def measured(command: str) -> tuple[float, int]:
-    """Seconds and peak MiB of a command."""
+    """Seconds and peak MiB of an imager command."""
     begun = time.monotonic()
-    child = subprocess.Popen(command.split())
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
-    return time.monotonic() - begun, usage.ru_maxrss // 1024
+    # The kernel's ru_maxrss of a child begins at its parent's size; VmHWM does not.
+    words = [sys.executable, "-c", PEAK, *command.split()]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+    return time.monotonic() - begun, int(done.stdout) // 1024
 
 
 if __name__ == "__main__":
