@@ -393,7 +393,7 @@ def restored(folder: Path) -> Path:
 def test_file_that_ends_amid_a_sector(tmp_path: Path) -> None:
     """What is kept of its end, and what is unused before, must still be whole sectors."""
     disk = sparse_file(tmp_path / "disk", 80 * MIB + 100)
-    run("mkfs.ext4", "-q", "-F", disk, "64M")
+    run("mkfs.ext4", "-q", "-F", disk, "80M")
     put(disk, 80 * MIB + 90, b"the end")
     imager("capture", disk, tmp_path / "image")
     imager("check", tmp_path / "image", "--against", disk)
