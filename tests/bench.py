@@ -1,6 +1,6 @@
 """`make bench`: us and the peers on the same data in one run; prints ratios as Markdown.
 
-    python -m tests.bench [--size GB] [--runs N] [--folder DIR] [speed|chunks|memory|maps ...]
+    python -m tests.bench [--size GB] [--runs N] [--folder DIR] [PART ...]
 
 Runs are interleaved, whole processes are timed, medians compared. Needs root (loop devices).
 """
@@ -30,6 +30,7 @@ from tests.volumes import FileVolume
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
+_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps"]
 
 
 def main() -> None:
@@ -38,15 +39,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     parser.add_argument("--data", type=Path, default=Path("/usr"), help="files to copy")
-    parser.add_argument("what", nargs="*", default=["speed", "chunks", "memory", "maps"])
+    parser.add_argument("what", nargs="*", default=_PARTS, metavar="PART", help=", ".join(_PARTS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         source = make_source(folder, arguments.data, int(arguments.size * 1e9))
-        if "speed" in arguments.what:
-            speed(folder, source, arguments.runs)
-        if "chunks" in arguments.what:
-            chunks(folder, source, arguments.runs)
+        print(f"{os.cpu_count()} cores, medians of {arguments.runs} runs", flush=True)
+        for part in (capture, check, restore, chunks):
+            if part.__name__ in arguments.what:
+                part(folder, source, arguments.runs)
         if "memory" in arguments.what:
             memory(folder)
         if "maps" in arguments.what:
@@ -55,7 +56,7 @@ def main() -> None:
 
 def make_source(folder: Path, data: Path, size: int) -> Path:
     """An ext4 file system in a file, filled with real files through the kernel."""
-    source = sparse_file(folder / "source.raw", size * 2 + (1 << 30))
+    source = sparse_file(folder / "source.raw", size * 5 // 4 + (1 << 30))
     subprocess.run(["mkfs.ext4", "-q", "-F", source], check=True)
     with LoopDevice(source) as loop, mounted(loop.path, folder / "mount") as mount:
         copied = 0
@@ -122,52 +123,86 @@ def table(title: str, times: dict[str, float], ours: str, size: int) -> None:
     sys.stdout.flush()
 
 
-def speed(folder: Path, source: Path, runs: int) -> None:
-    used = folder / "used.bin"
+def warm(*files: Path) -> Callable[[], None]:
+    """Brings files into the page cache: what is compared is programs, not the disk below them."""
+
+    def read() -> None:
+        os.sync()  # nobody pays for what the one before left to be written
+        for path in files:
+            with path.open("rb", buffering=0) as file:
+                while file.read(16 * MIB):
+                    pass
+
+    return read
+
+
+def captured(folder: Path, source: Path) -> tuple[Path, int]:
+    """An image of `source`, and how many bytes of it are in use."""
+    image = folder / "a.img"
+    if not image.exists():
+        timed(f"{IMAGER} capture -q {source} {image}")
+    return image, read_allocation("ext4", FileVolume(source)).allocated.total
+
+
+def capture(folder: Path, source: Path, runs: int) -> None:
+    used, image = folder / "used.bin", folder / "a.img"
+    clone, dump = folder / "p.zst", folder / "dd.zst"
     size = used_bytes(source, used)
-    print(f"{size / 1e9:.2f} GB in use, {os.cpu_count()} cores, medians of {runs} runs")
-    image, clone, dump = folder / "a.img", folder / "p.zst", folder / "dd.zst"
-    quiet = f"-L {folder}/partclone.log"
+    warm_up = warm(source, used)
 
-    def clear() -> None:
+    def before() -> None:
         image.unlink(missing_ok=True)
+        warm_up()
 
-    capture = {
+    commands = {
         "imager capture": f"{IMAGER} capture -q {source} {image}",
-        "partclone.ext4 -c \\| zstd -3 -T0": f"partclone.ext4 -c -s {source} -o - {quiet} "
-        f"| zstd -3 -T0 -q -f -o {clone}",
+        "partclone.ext4 -c \\| zstd -3 -T0": clone_command(folder, source, clone),
         "bound: zstd -3 -T2 of the used bytes": f"zstd -3 -T2 -q -c {used} > /dev/null",
         "dd \\| zstd -3 -T0 (whole disk)": f"dd if={source} bs=4M | zstd -3 -T0 -q -f -o {dump}",
     }
-    table("Capture", interleaved(capture, runs, clear), "imager capture", size)
-    sizes = {path.name: path.stat().st_size / 1e6 for path in (clone, dump)}
-    clear()
-    timed(capture["imager capture"])
-    print(
-        f"\nsizes: imager {image.stat().st_size / 1e6:.0f} MB, "
-        f"partclone {sizes['p.zst']:.0f} MB, dd {sizes['dd.zst']:.0f} MB"
-    )
+    table("Capture", interleaved(commands, runs, before), "imager capture", size)
+    image, _ = captured(folder, source)
+    sizes = [path.stat().st_size / 1e6 for path in (image, clone, dump)]
+    print("\nsizes: imager {:.0f} MB, partclone {:.0f} MB, dd {:.0f} MB".format(*sizes))
     used.unlink()
-    check = {
-        "imager check": f"{IMAGER} check -q {image}",
-        "zstd -t": f"zstd -tq {image}",
-    }
-    table("Check", interleaved(check, runs), "imager check", size)
+    dump.unlink()
+
+
+def check(folder: Path, source: Path, runs: int) -> None:
+    image, size = captured(folder, source)
+    commands = {"imager check": f"{IMAGER} check -q {image}", "zstd -t": f"zstd -tq {image}"}
+    table("Check", interleaved(commands, runs, warm(image)), "imager check", size)
+
+
+def restore(folder: Path, source: Path, runs: int) -> None:
+    image, size = captured(folder, source)
+    clone = folder / "p.zst"
+    if not clone.exists():
+        timed(clone_command(folder, source, clone))
     target = sparse_file(folder / "target.raw", source.stat().st_size)
     with LoopDevice(target) as loop:
         way = f"{image} {loop.path}"
-        restore = {
+        commands = {
             "imager restore --verify-while-writing --no-read-back": f"{IMAGER} restore -q --yes "
             f"--verify-while-writing --no-read-back {way}; sync {loop.path}",
-            "zstd -dc \\| partclone.restore": f"zstd -dcq {clone} "
-            f"| partclone.restore -s - -o {loop.path} {quiet}; sync {loop.path}",
+            "zstd -dc \\| partclone.restore": f"zstd -dcq {clone} | partclone.restore -s - "
+            f"-o {loop.path} -L {folder}/partclone.log; sync {loop.path}",
             "zstd -dc \\| dd (whole disk)": f"zstd -dcq {image} "
             f"| dd of={loop.path} bs=4M iflag=fullblock conv=fsync",
             "imager restore (verify, write, read back)": f"{IMAGER} restore -q --yes {way}",
         }
-        ours = next(iter(restore))
-        table("Restore to a loop device", interleaved(restore, runs), ours, size)
+        ours = next(iter(commands))
+        times = interleaved(commands, runs, warm(image, clone))
+        table("Restore to a loop device", times, ours, size)
     target.unlink()
+
+
+def clone_command(folder: Path, source: Path, clone: Path) -> str:
+    """What Clonezilla runs."""
+    return (
+        f"partclone.ext4 -c -s {source} -o - -L {folder}/partclone.log "
+        f"| zstd -3 -T0 -q -f -o {clone}"
+    )
 
 
 def chunks(folder: Path, source: Path, runs: int) -> None:
@@ -228,7 +263,7 @@ def memory(folder: Path) -> None:
             image = folder / "memory.img"
             image.unlink(missing_ok=True)
             for command in (f"capture -q {disk} {image}", f"check -q {image}"):
-                seconds, peak = measured(f"{IMAGER} {command}")
+                seconds, peak = measured(command)
                 print(
                     f"| {name} {kind} | {command.split()[0]} | {seconds:.2f} | {peak} |", flush=True
                 )
@@ -286,15 +321,23 @@ def fragmented_ntfs(volume: Path) -> Path:
     return volume
 
 
+PEAK = """
+import re, sys
+from pathlib import Path
+from imager.cli import main
+if main(sys.argv[1:]):
+    sys.exit("failed")
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
 def measured(command: str) -> tuple[float, int]:
-    """Seconds and peak MiB of a command."""
+    """Seconds and peak MiB of an imager command."""
     begun = time.monotonic()
-    child = subprocess.Popen(command.split())
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
-    return time.monotonic() - begun, usage.ru_maxrss // 1024
+    # The kernel's ru_maxrss of a child begins at its parent's size; VmHWM does not.
+    words = [sys.executable, "-c", PEAK, *command.split()]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE)
+    return time.monotonic() - begun, int(done.stdout) // 1024
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from imager.cli import main
+from imager.disk import abi
 
 ENDLESS = 1 << 62
 
@@ -33,7 +34,7 @@ class Fault:
     """What happens to a call on the file `path` that touches its bytes [start, end)."""
 
     call: str
-    """read, write, sync or rename; find, for a program that is not installed."""
+    """read, write, discard, sync or rename; find, for a program that is not installed."""
     path: str
     action: str
     """The name of an errno; or end (of file), short, flip, kill, crash, run."""
@@ -102,7 +103,18 @@ class _Faults:
             return real(view[: fault.start - offset])
         if fault.action == "end":
             return 0
-        raise OSError(getattr(errno, fault.action), os.strerror(getattr(errno, fault.action)))
+        raise _error(fault)
+
+    def fail(self, call: str, fd: int) -> None:
+        """Raise what a call that transfers no bytes meets, if anything."""
+        fault = self.find(call, os.readlink(f"/proc/self/fd/{fd}"))
+        if fault is not None:
+            raise _error(fault)
+
+
+def _error(fault: Fault) -> OSError:
+    number = getattr(errno, fault.action)
+    return OSError(number, os.strerror(number))
 
 
 def _install(faults: _Faults) -> None:
@@ -136,10 +148,14 @@ def _install(faults: _Faults) -> None:
         )
 
     def fsync(fd: int) -> None:
-        fault = faults.find("sync", os.readlink(f"/proc/self/fd/{fd}"))
-        if fault is not None:
-            raise OSError(getattr(errno, fault.action), os.strerror(getattr(errno, fault.action)))
+        faults.fail("sync", fd)
         _real.fsync(fd)
+
+    really_discard = abi.discard
+
+    def discard(fd: int, offset: int, size: int) -> None:
+        faults.fail("discard", fd)
+        really_discard(fd, offset, size)
 
     def rename(source: Any, target: Any, **options: Any) -> None:
         faults.find("rename", str(source))
@@ -154,6 +170,7 @@ def _install(faults: _Faults) -> None:
     for function in (preadv, pread, pwrite, write, fsync, rename):
         mock.patch.object(os, function.__name__, function).start()
     mock.patch.object(shutil, "which", find).start()
+    mock.patch.object(abi, "discard", discard).start()
     if faults.find("clock", "") is not None:
         capture = importlib.import_module("imager.capture")
         mock.patch.object(capture, "_now", lambda: "2024-02-29T12:00:00+01:00").start()

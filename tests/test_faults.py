@@ -91,11 +91,22 @@ class TestInterruptedCapture:
     def test_source_changed_meanwhile(self, small: Small, whole: Path, tmp_path: Path) -> None:
         disk = clone(small.disk, tmp_path / "disk")
         self.kill(disk, tmp_path / "image", whole.stat().st_size * 3 // 4)
-        put(disk, NOISE_START + MIB, b"changed")
+        # A word of a text that lies in the second segment.
+        start = segments_of(whole)[1].start
+        changed = start + get(disk, start, SMALL_SIZE - start).index(b" cluster ")
+        put(disk, changed, b" CLUSTER ")
         resumed = self.resume(disk, tmp_path / "image")
-        assert 0 < resumed <= NOISE_START + MIB
+        assert 0 < resumed == start <= changed
         imager(*CAPTURE, disk, tmp_path / "fresh", program=faulty(STILL))
         assert same_bytes(tmp_path / "image", tmp_path / "fresh")
+
+    def test_cut_between_frames(self, small: Small, whole: Path, tmp_path: Path) -> None:
+        """Not even then does plain zstd take it for the whole disk."""
+        partial = self.kill(small.disk, tmp_path / "image", whole.stat().st_size * 3 // 4)
+        with ImageReader(partial) as reader:
+            *_, last = reader.items()
+        os.truncate(partial, last.offset + last.size)
+        assert zstd_refuses(partial)
 
     def test_another_disk(self, small: Small, tmp_path: Path) -> None:
         self.kill(small.disk, tmp_path / "image", 3 * MIB)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.command import imager, same_bytes
 from tests.comparing import disk_facts, files_of
 from tests.disks import MIB, put, run
+from tests.faulty import Fault, faulty
 from tests.loop import LoopDevice, sparse_file
 from tests.small_disk import (
     SMALL_KINDS,
@@ -78,19 +79,27 @@ class TestTarget:
             assert held <= SMALL_SIZE - result["discarded"] + MIB
 
     def test_old_signatures_are_gone(self, small: Small, tmp_path: Path) -> None:
-        """At the old partitions' ends, also where they are amid what is unused now."""
-        old = {1: (2048, 60_000), 2: (62_048 + 2048 * 11, 60_000), 3: (160_000, 40_000)}
-        with LoopDevice(tmp_path / "target", SMALL_SIZE) as target:
+        """At the old partitions' ends, also where they are amid what is unused now, or behind it."""
+        old = {
+            1: (2048, 60_000),
+            2: (62_048 + 2048 * 11, 60_000),
+            3: (160_000, 40_000),
+            4: (SMALL_SIZE // 512 + 8000, 40_000),
+        }
+        kinds = {1: "LVM2_member", 2: "ext4", 3: "linux_raid_member", 4: "ext4"}
+        with LoopDevice(tmp_path / "target", SMALL_SIZE + 40 * MIB) as target:
             partition(target.path, old)
             target.scan()
             run("pvcreate", "-y", "--devices", target.partition(1), target.partition(1))
-            run("mkfs.ext4", "-q", target.partition(2))
+            for number in (2, 4):
+                run("mkfs.ext4", "-q", target.partition(number))
             put_md_superblock(target.partition(3))
             put_zfs_label(target.partition(1))
-            nodes = [target.partition(number) for number in old]
-            assert [blkid(node) for node in nodes] == ["LVM2_member", "ext4", "linux_raid_member"]
+            assert {number: blkid(target.partition(number)) for number in old} == kinds
             run("partx", "--delete", target.path)
-            imager("restore", "--yes", small.image, target.path)
+            words = ("restore", "--yes", small.image, target.path)
+            # On a disk that cannot discard what is not written stays as it was.
+            imager(*words, program=faulty(Fault("discard", str(target.path), "EOPNOTSUPP")))
             run("partx", "--delete", target.path)
             assert wipefs(target.path) == {"gpt", "PMBR"}
             for number, (first, count) in old.items():

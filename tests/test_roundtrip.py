@@ -388,3 +388,14 @@ def restored(folder: Path) -> Path:
     """The partition of the target of `TestOnePartition`, blank before, by the same image."""
     imager("restore", "--yes", folder / "image", folder / "blank")
     return folder / "blank"
+
+
+def test_file_that_ends_amid_a_sector(tmp_path: Path) -> None:
+    """What is kept of its end, and what is unused before, must still be whole sectors."""
+    disk = sparse_file(tmp_path / "disk", 80 * MIB + 100)
+    run("mkfs.ext4", "-q", "-F", disk, "80M")
+    put(disk, 80 * MIB + 90, b"the end")
+    imager("capture", disk, tmp_path / "image")
+    imager("check", tmp_path / "image", "--against", disk)
+    imager("restore", "--yes", tmp_path / "image", tmp_path / "restored")
+    assert same_bytes(disk, tmp_path / "restored")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, NoReturn
 
 from imager.cli.text import format_duration, format_size
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _LINE_SECONDS = 30.0
 """How often a line is written where there is no terminal."""
@@ -69,6 +70,8 @@ class ProgressDisplay:
         self._phase = phase
         self._begun = self._shown = time.monotonic()
         if self._terminal:
+            from tqdm import tqdm  # takes a while, and jobs have no terminal
+
             self._bar = tqdm(
                 desc=_WORDS.get(phase, phase.capitalize()),
                 total=total or None,

@@ -114,7 +114,11 @@ class ChunkDecoder:
         self._proved.add((entry.frame_hash, size))
 
     def _open(self, frame: bytes | memoryview) -> zstandard.ZstdDecompressionReader:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=max_window(self._chunk_size))
+        decompressor: zstandard.ZstdDecompressor | None
+        decompressor = getattr(self._local, "decompressor", None)
+        if decompressor is None:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=max_window(self._chunk_size))
+            self._local.decompressor = decompressor
         return decompressor.stream_reader(frame)
 
     @staticmethod

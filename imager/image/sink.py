@@ -14,12 +14,15 @@ import errno
 import fcntl
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from imager.errors import RefusedError, UsageError, WriteFailedError
 from imager.image.format import OPENING_SIZE
 
+WRITE_BACK = 1 << 26
+"""Bytes written before the disk is asked to take them."""
 MAX_PARTS = 9999
 MIN_PART = 1 << 26
 """A part must hold any single frame; the largest we write are far below this (bytes)."""
@@ -68,6 +71,33 @@ class Sink(Protocol):
         """Let go of the output as it is."""
 
 
+class _WriteBack:
+    """Has written data go to the disk while more is made, so that the last sync is short."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write-back")
+        self._under_way: Future[None] | None = None
+        self._waiting = 0
+
+    def wrote(self, fd: int, size: int) -> None:
+        """Note `size` bytes written to `fd`; OSError where earlier ones did not reach the disk."""
+        self._waiting += size
+        if self._waiting >= WRITE_BACK and (self._under_way is None or self._under_way.done()):
+            self.finish()
+            self._waiting = 0
+            self._under_way = self._executor.submit(os.fdatasync, fd)
+
+    def finish(self) -> None:
+        """Wait for what is under way; OSError where it did not reach the disk."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def close(self) -> None:
+        """Wait, whatever comes of it."""
+        self._executor.shutdown()
+
+
 class FileSink:
     """Writes NAME.partial, or its parts, and renames at the end."""
 
@@ -90,6 +120,7 @@ class FileSink:
         self._split = split
         self._files: list[int] = []
         self._length = 0
+        self._write_back = _WriteBack()
         _refuse_existing(image)
         try:
             if resume:
@@ -154,6 +185,7 @@ class FileSink:
     def finish(self, opening: bytes) -> tuple[Path, ...]:
         """Sync, exchange the opening, sync, rename; the last part's new name makes it complete."""
         try:
+            self._write_back.finish()
             for fd in self._files:
                 os.fsync(fd)
             self._exchange(opening)
@@ -176,6 +208,7 @@ class FileSink:
 
     def close(self) -> None:
         """Close the files; what is unfinished stays as `.partial`."""
+        self._write_back.close()
         for fd in self._files:
             os.close(fd)
         self._files = []
@@ -232,6 +265,7 @@ class FileSink:
             written = os.write(self._files[-1], view)
             view = view[written:]
         self._length += len(data)
+        self._write_back.wrote(self._files[-1], len(data))
 
     def _exchange(self, opening: bytes) -> None:
         if len(opening) != OPENING_SIZE:

@@ -45,7 +45,7 @@ from imager.image.format import (
 from imager.image.frames import guard_frame
 from imager.image.hashing import ContentDigest, HashAlgorithm
 from imager.image.head import Head, Json, Manifest
-from imager.image.index import Segment, encode_index
+from imager.image.index import Segment, decode_segment, encode_index
 from imager.image.opening import PARTIAL, UNFINISHED, guard_opening, is_guarded, plain_opening
 from imager.image.records import OVERHEAD, encode_record
 from imager.image.sink import Sink
@@ -260,6 +260,7 @@ class ImageWriter:
             {kind: maps[kind] for kind in RangeKind if maps.get(kind)},
         )
         payload = segment.encode()
+        decode_segment(payload, self._head)  # no image is written that no reader would accept
         record = self._record(Tag.SEGMENT, payload)
         self._begin_part_for(len(record))
         self._account_segment(segment, payload)

@@ -160,7 +160,7 @@ def _assemble(
     parts += [_stored_of(gap, table) for gap in gaps]
     # In disk order, so that each union only appends.
     parts = sorted(filter(None, parts), key=lambda part: part.start)
-    used = _with_edges(reduce(or_, parts, Extents()), size, excluded)
+    used = _with_edges(reduce(or_, parts, Extents()), disk.volume, excluded)
     layout = DiskLayout(size, disk.volume.sector_size, table, layouts, gaps, table.notes)
     return Analysis(layout, used, excluded)
 
@@ -172,10 +172,12 @@ def _stored_of(gap: Gap, table: PartitionTable) -> Extents:
     return table.extents.clip(gap.start, gap.end)
 
 
-def _with_edges(used: Extents, size: int, excluded: Extents) -> Extents:
+def _with_edges(used: Extents, disk: Volume, excluded: Extents) -> Extents:
     """`used` with the disk's first and last 16 MiB, where boot loaders and RAID metadata live."""
+    size = disk.size
     head_end = min(KEPT_WHOLE, size)
-    tail_start = max(size - KEPT_WHOLE, head_end)
+    # A file may end amid a sector; what is kept begins with a whole one all the same.
+    tail_start = max((size - KEPT_WHOLE) // disk.sector_size * disk.sector_size, head_end)
     head = Extents.span(0, head_end) - excluded
     tail = Extents.span(tail_start, size) - excluded
     return head | used.clip(head_end, tail_start) | tail
