@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr"), help="files to copy")
     parser.add_argument("what", nargs="*", default=_PARTS, metavar="PART", help=", ".join(_PARTS))
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled once
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         source = make_source(folder, arguments.data, int(arguments.size * 1e9))

@@ -21,7 +21,7 @@ class ChunkEncoder:
     def __init__(self, algorithm: HashAlgorithm, level: int, chunk_size: int) -> None:
         """Compress at zstd level `level`; chunks are at most `chunk_size` bytes."""
         self.algorithm = algorithm
-        self._level = level
+        self._parameters = compression_parameters(level, chunk_size)
         self._zeros = bytes(chunk_size)
         self._local = threading.local()
 
@@ -35,9 +35,7 @@ class ChunkEncoder:
         """The frame that holds `chunk`."""
         compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
         if compressor is None:
-            compressor = zstandard.ZstdCompressor(
-                level=self._level, write_checksum=True, write_content_size=True
-            )
+            compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._local.compressor = compressor
         return compressor.compress(chunk)
 
@@ -45,6 +43,26 @@ class ChunkEncoder:
         """The frame that decodes to `size` zero bytes, and its hash."""
         frame = zero_frame(size)
         return frame, self.algorithm.frame_digest(frame)
+
+
+def compression_parameters(level: int, chunk_size: int) -> zstandard.ZstdCompressionParameters:
+    """zstd's own parameters of `level` for chunks of `chunk_size` bytes, with leaner fast tables.
+
+    The two tables of the default level's strategy (double fast) are halved, so that they and the
+    chunk's recent past stay in a core's own cache: 6 % less time for 0.6 % more bytes (measured,
+    docs/decisions.md).
+    """
+    usual = zstandard.ZstdCompressionParameters.from_level(level, source_size=chunk_size)
+    tables = {}
+    if usual.strategy == zstandard.STRATEGY_DFAST:
+        tables = {"hash_log": usual.hash_log - 1, "chain_log": usual.chain_log - 1}
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=chunk_size,
+        write_checksum=True,
+        write_content_size=True,
+        **tables,
+    )
 
 
 class ChunkDecoder:

@@ -14,15 +14,13 @@ import errno
 import fcntl
 import os
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from imager.errors import RefusedError, UsageError, WriteFailedError
+from imager.image.append import AppendFile
 from imager.image.format import OPENING_SIZE
 
-WRITE_BACK = 1 << 26
-"""Bytes written before the disk is asked to take them."""
 MAX_PARTS = 9999
 MIN_PART = 1 << 26
 """A part must hold any single frame; the largest we write are far below this (bytes)."""
@@ -71,33 +69,6 @@ class Sink(Protocol):
         """Let go of the output as it is."""
 
 
-class _WriteBack:
-    """Has written data go to the disk while more is made, so that the last sync is short."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write-back")
-        self._under_way: Future[None] | None = None
-        self._waiting = 0
-
-    def wrote(self, fd: int, size: int) -> None:
-        """Note `size` bytes written to `fd`; OSError where earlier ones did not reach the disk."""
-        self._waiting += size
-        if self._waiting >= WRITE_BACK and (self._under_way is None or self._under_way.done()):
-            self.finish()
-            self._waiting = 0
-            self._under_way = self._executor.submit(os.fdatasync, fd)
-
-    def finish(self) -> None:
-        """Wait for what is under way; OSError where it did not reach the disk."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
-
-    def close(self) -> None:
-        """Wait, whatever comes of it."""
-        self._executor.shutdown()
-
-
 class FileSink:
     """Writes NAME.partial, or its parts, and renames at the end."""
 
@@ -118,9 +89,7 @@ class FileSink:
             )
         self._image = image
         self._split = split
-        self._files: list[int] = []
-        self._length = 0
-        self._write_back = _WriteBack()
+        self._files: list[AppendFile] = []
         _refuse_existing(image)
         try:
             if resume:
@@ -145,13 +114,14 @@ class FileSink:
 
     def needs_part(self, size: int) -> bool:
         """Whether a frame of `size` bytes would make the part too large."""
-        return self._split is not None and self._length + size > self._split
+        return self._split is not None and self._files[-1].size + size > self._split
 
     def begin_part(self) -> None:
         """Begin a new part; WriteFailedError where it cannot be created."""
         if len(self._files) >= MAX_PARTS:
             raise WriteFailedError(f"more than {MAX_PARTS} parts: use a larger --split")
         try:
+            self._files[-1].settle()
             self._create()
         except OSError as error:
             raise _write_error(self._partial(len(self._files) + 1), error) from None
@@ -159,7 +129,7 @@ class FileSink:
     def write(self, data: bytes) -> None:
         """Append to the last part."""
         try:
-            self._write_all(data)
+            self._files[-1].append(data)
         except OSError as error:
             raise _write_error(self._partial(len(self._files)), error) from None
 
@@ -171,13 +141,11 @@ class FileSink:
         """Cut the output, all parts together, to `size` bytes; parts wholly behind it vanish."""
         try:
             for number in range(len(self._files), 0, -1):
-                start = sum(os.fstat(fd).st_size for fd in self._files[: number - 1])
+                start = sum(file.size for file in self._files[: number - 1])
                 if number == 1 or start < size:
-                    self._length = size - start
-                    os.ftruncate(self._files[-1], self._length)
-                    os.lseek(self._files[-1], 0, os.SEEK_END)
+                    self._files[-1].truncate(size - start)
                     return
-                os.close(self._files.pop())
+                self._files.pop().close()
                 self._partial(number).unlink()
         except OSError as error:
             raise _write_error(self._image, error) from None
@@ -185,9 +153,8 @@ class FileSink:
     def finish(self, opening: bytes) -> tuple[Path, ...]:
         """Sync, exchange the opening, sync, rename; the last part's new name makes it complete."""
         try:
-            self._write_back.finish()
-            for fd in self._files:
-                os.fsync(fd)
+            for file in self._files:
+                file.sync()
             self._exchange(opening)
             _refuse_existing(self._image)
             final = []
@@ -208,9 +175,8 @@ class FileSink:
 
     def close(self) -> None:
         """Close the files; what is unfinished stays as `.partial`."""
-        self._write_back.close()
-        for fd in self._files:
-            os.close(fd)
+        for file in self._files:
+            file.close()
         self._files = []
 
     def _final(self, number: int, last: bool) -> Path:
@@ -234,9 +200,8 @@ class FileSink:
                 f"{path} is left from an interrupted capture: add --resume to go on with it, "
                 "or delete it"
             ) from None
-        self._files.append(fd)
+        self._files.append(AppendFile(fd))
         _lock(fd, path)
-        self._length = 0
 
     def _reopen(self) -> None:
         """Open the unfinished parts; ones that a crash caught renamed get their old names back."""
@@ -252,28 +217,17 @@ class FileSink:
             if not path.exists() or (self._split is None and number > 1):
                 break
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            self._files.append(fd)
+            self._files.append(AppendFile(fd))
             _lock(fd, path)
             number += 1
         if not self._files:
             self._create()
-        self._length = os.lseek(self._files[-1], 0, os.SEEK_END)
-
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self._files[-1], view)
-            view = view[written:]
-        self._length += len(data)
-        self._write_back.wrote(self._files[-1], len(data))
 
     def _exchange(self, opening: bytes) -> None:
         if len(opening) != OPENING_SIZE:
             raise ValueError("an opening has 512 bytes")
         try:
-            if os.pwrite(self._files[0], opening, 0) != OPENING_SIZE:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            os.fsync(self._files[0])
+            self._files[0].overwrite(0, opening)
         except OSError as error:
             raise _write_error(self._image, error) from None
 
