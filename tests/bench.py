@@ -57,7 +57,7 @@ def main() -> None:
 
 def make_source(folder: Path, data: Path, size: int) -> Path:
     """An ext4 file system in a file, filled with real files through the kernel."""
-    source = sparse_file(folder / "source.raw", size * 5 // 4 + (1 << 30))
+    source = sparse_file(folder / "source.raw", (size * 5 // 4 // MIB + 1024) * MIB)
     subprocess.run(["mkfs.ext4", "-q", "-F", source], check=True)
     with LoopDevice(source) as loop, mounted(loop.path, folder / "mount") as mount:
         copied = 0
@@ -99,7 +99,9 @@ def used_bytes(source: Path, target: Path) -> int:
 
 def timed(command: str) -> float:
     begun = time.monotonic()
-    subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, capture_output=True)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{command}: exit status {done.returncode}\n{done.stderr}")
     return time.monotonic() - begun
 
 

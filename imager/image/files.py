@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from imager.errors import ImageError, ReadFailedError
@@ -59,12 +58,7 @@ class ImageFile:
     def __enter__(self) -> ImageFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

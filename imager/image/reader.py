@@ -12,7 +12,6 @@ import enum
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from imager.errors import ImageError, ImagerError, ReadFailedError, UnsupportedImageError
 from imager.image.files import ImageFile
@@ -90,12 +89,7 @@ class ImageReader:
     def __enter__(self) -> ImageReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.file.close()
 
     @property
