@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from imager.disk import abi
@@ -82,7 +83,12 @@ class Device:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _read_some(self, view: memoryview, offset: int) -> int:
