@@ -92,7 +92,9 @@ def name_of(image: FoundImage) -> str:
     return f"{printable(image.host or image.path.name)}{when}"
 
 
-def on_share(session: Session, image: FoundImage, share: Share | None, stack: ExitStack) -> FoundImage:
+def on_share(
+    session: Session, image: FoundImage, share: Share | None, stack: ExitStack
+) -> FoundImage:
     """`image` as it can be opened now; its share, if any, stays mounted as long as `stack` lasts."""
     if share is None:
         return image

@@ -66,7 +66,7 @@ class Session:
     screen: Screen
     machine: Machine
     journal: Journal
-    answers: Answers = Answers()
+    answers: Answers = field(default_factory=Answers)
     shares: list[Share] = field(default_factory=list)
     """Those that were connected to; mounted only while they are needed."""
 
