@@ -35,6 +35,9 @@ from imager.layout.table import read_table
 from imager.pipeline import Progress, no_progress, thread_count
 from imager.target_writer import EDGE, Span, TargetWriter
 
+WIPING = "wipe"
+"""The phase with which writing begins."""
+
 
 @dataclass(frozen=True)
 class RestoreOptions:
@@ -158,6 +161,8 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
             threads=thread_count(options.threads),
             progress=progress,
         )
+        # The last moment at which a caller's exception leaves the target as it was.
+        progress(WIPING, 0, 0)
         _wipe_signatures(target, plan, old)
         writer.write()
         target.sync()

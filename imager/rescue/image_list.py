@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 
 from imager.disk.inventory import Disk
@@ -100,7 +101,7 @@ def on_share(
         return image
     place = stack.enter_context(mounted_share(share, session.machine.state))
     volume = folder_volume(place, share.address)
-    return FoundImage(**{**vars(image), "volume": volume})
+    return replace(image, volume=volume)
 
 
 def _on_share(session: Session, share: Share) -> FoundImages:

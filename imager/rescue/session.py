@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ class Machine:
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")
     clock: Callable[[], datetime] = now
+    pause: Callable[[], None] = signal.pause
+    """Waits for the end, once the machine has been told to restart."""
 
     @property
     def is_uefi(self) -> bool:

@@ -10,6 +10,7 @@ PHASES = {
     "sample": "Sampling",
     "check": "Checking",
     "compare": "Comparing with the disk",
+    "wipe": "Removing old signatures",
     "write": "Writing",
     "read back": "Reading back",
 }
