@@ -1,21 +1,35 @@
 """The rescue program on loop devices: python -m tests.rescue_program FOLDER
 
 Only loop devices whose files lie in FOLDER are disks to it, so that it can be driven key by key
-against the real `dialog` without touching the machine.
+against the real `dialog` without touching the machine. They get models and serial numbers, as disks
+have them; all else about them is true.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from imager.disk.inventory import Disk, list_disks
+from imager.disk.lsblk import Facts, lsblk
+from imager.disk.sysfs import BlockTree
 from imager.rescue import app
 from imager.rescue.dialogs import DialogScreen
 from imager.rescue.media import MediaVolume, media_volumes
 from imager.rescue.session import Machine
 
 DATA = "IMAGER_DATA"
+NAMES = {
+    "stick": {"model": "Ultra Fit", "serial": "4C530001", "tran": "usb"},
+    "old": {"model": "Samsung SSD 870 EVO", "serial": "S6PXNZ0R401234", "tran": "sata"},
+    "new": {"model": "CT500MX500SSD1", "serial": "2151E5F7A8B3", "tran": "sata"},
+    "tiny": {"model": "TOSHIBA MK8025GAS", "serial": "X5L2T1QZS", "tran": "ata"},
+}
+"""What is said of the loop device over the file NAME.raw."""
 
 
 def loop_disks(folder: Path) -> tuple[Disk, ...]:
@@ -42,8 +56,35 @@ def loop_machine(folder: Path) -> Machine:
         volumes=volumes,
         data=data,
         sys=folder / "sys",
+        pause=lambda: None,
     )
 
 
+@contextmanager
+def named_disks(folder: Path) -> Iterator[None]:
+    """Have the loop devices over files in `folder` tell model and serial number."""
+
+    def named(nodes: Iterable[Path] = ()) -> dict[str, Facts]:
+        found = lsblk(nodes)
+        for loop in BlockTree().loops:
+            file = Path(loop.file)
+            if file.is_relative_to(folder) and loop.name in found:
+                found[loop.name] = {**found[loop.name], **NAMES.get(file.stem, {})}
+        return found
+
+    with (
+        mock.patch("imager.disk.identity.lsblk", named),
+        mock.patch("imager.disk.inventory.lsblk", named),
+    ):
+        yield
+
+
+def main(folder: Path) -> None:
+    """Run it on the terminal of this process."""
+    signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(1))
+    with named_disks(folder):
+        app.run(app.open_session(DialogScreen(), loop_machine(folder)), leave=True)
+
+
 if __name__ == "__main__":
-    app.run(app.open_session(DialogScreen(), loop_machine(Path(sys.argv[1]))), leave=True)
+    main(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 from imager.errors import EXIT_OK, RefusedError, UsageError
@@ -43,5 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("the dialogs need a terminal: run it on a console")
     if os.geteuid() != 0:
         raise RefusedError("only root may read and write disks: run as root")
+    # A terminal that hangs up ends the program in order: nothing may stay mounted.
+    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     app.run(app.open_session(DialogScreen(), Machine()), leave=not arguments.console)
     return EXIT_OK

@@ -21,8 +21,9 @@ TITLE = "Check an image"
 def check_images(session: Session) -> None:
     """Check one image after the other, until the person goes back."""
     findings: Findings | None = None
+    located: Located | None = None
     while True:
-        found = choose_image(session, TITLE, "Which image shall be checked?", findings)
+        found = choose_image(session, TITLE, "Which image shall be checked?", findings, located)
         if found is None:
             return
         findings, located = found

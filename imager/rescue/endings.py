@@ -13,9 +13,12 @@ from imager.rescue.session import Session
 _TITLE = "Save the log"
 
 
-def save_log(session: Session) -> None:
-    """Copy the journal to the stick, or to another disk of the person's choice."""
-    volume = choose_volume(session, _TITLE, "Where shall the log go?")
+def save_log(session: Session, restored: str | None = None) -> None:
+    """Copy the journal to the stick, or to another disk of the person's choice.
+
+    Not to the disk called `restored`, which shall stay as its image was.
+    """
+    volume = choose_volume(session, _TITLE, "Where shall the log go?", restored)
     if volume is None:
         return
     name = f"rescue-{session.machine.clock():%Y-%m-%d-%H%M%S}.log"

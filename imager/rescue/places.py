@@ -28,12 +28,10 @@ def choose_volume(
         for volume in session.machine.volumes()
         if is_writable(volume) and volume.disk is not None and volume.disk.name != without
     ]
-    places = {volume.path: volume for volume in volumes if own is None or volume.path != own.path}
-    places |= {share.address: _share_volume(share) for share in session.shares}
-    choices = [_choice(volume) for volume in places.values()]
-    if own is not None:
-        places[own.path] = own
-        choices.insert(0, _choice(own)._replace(text=f"this stick, {format_size(own.size)}"))
+    others = [volume for volume in volumes if own is None or volume.path != own.path]
+    others += (_share_volume(share) for share in session.shares)
+    places = {_tag(volume): volume for volume in ([own] if own else []) + others}
+    choices = [_choice(volume, volume is own) for volume in places.values()]
     if not choices:
         session.screen.show(
             title,
@@ -76,12 +74,16 @@ def _share_volume(share: Share) -> MediaVolume:
     return MediaVolume(share.address, "folder", None, None, 0, None)
 
 
-def _choice(volume: MediaVolume) -> Choice:
+def _tag(volume: MediaVolume) -> str:
+    return volume.path.removeprefix("/dev/")
+
+
+def _choice(volume: MediaVolume, is_own: bool) -> Choice:
     if volume.disk is None:
-        return Choice(volume.path, "network share")
-    label = volume.label or "no label"
+        return Choice(_tag(volume), "network share")
+    label = "this stick" if is_own else volume.label or "no label"
     return Choice(
-        volume.path,
+        _tag(volume),
         f"{label}, {volume.kind}, {format_size(volume.size)}",
         f"on {volume.disk.describe()}",
     )

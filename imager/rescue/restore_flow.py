@@ -13,18 +13,26 @@ from imager.pipeline import Progress
 from imager.rescue.boot import try_the_boot
 from imager.rescue.endings import power, save_log
 from imager.rescue.finder import open_found
-from imager.rescue.image_list import Findings, Located, choices, name_of, on_share, search
+from imager.rescue.image_list import (
+    Findings,
+    Located,
+    choices,
+    name_of,
+    on_share,
+    place_name,
+    search,
+)
 from imager.rescue.lock import working
 from imager.rescue.screen import Choice, walk
-from imager.rescue.session import Session
+from imager.rescue.session import Session, without_mounts
 from imager.rescue.targets import Target, describe_contents, preselected, targets
 from imager.rescue.work import BrokenOffError, Meter, run_work
 from imager.restore import WIPING, RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.words.restore import plan_lines, result_lines
 
 TITLE = "Bring this machine back"
-_AGAIN = "again"
-_PROBLEMS = "why"
+_AGAIN = "+"
+_PROBLEMS = "?"
 _NOTHING_WRITTEN = "Nothing was written."
 _HALF_WRITTEN = (
     "The disk is half written and has no partition table: it will not start, but nothing else "
@@ -62,9 +70,8 @@ class RestoreFlow:
         self._what_now(self._done)
 
     def _choose_image(self) -> bool:
-        found = choose_image(
-            self._session, TITLE, "Which image shall be put onto a disk?", self._findings
-        )
+        question = "Which image shall be put onto a disk?"
+        found = choose_image(self._session, TITLE, question, self._findings, self._image)
         if found is None:
             return False
         self._findings, self._image = found
@@ -101,15 +108,12 @@ class RestoreFlow:
             )
             if self._target.plan is not None:
                 return True
-            session.screen.show("This disk cannot be used", f"{self._target.reason}.")
+            reason = without_mounts(self._target.reason)
+            session.screen.show("This disk cannot be used", f"{reason}.")
 
     def _see_plan(self) -> bool:
-        plan = self._plan()
-        return bool(
-            self._session.screen.confirm(
-                "The plan", "\n".join(plan_lines(plan)), yes="Go on", no="Back"
-            )
-        )
+        text = "\n".join(self._plan_lines())
+        return bool(self._session.screen.confirm("The plan", text, yes="Go on", no="Back"))
 
     def _type_name(self) -> bool:
         plan = self._plan()
@@ -132,7 +136,7 @@ class RestoreFlow:
     def _carry_out(self) -> None:
         session, plan = self._session, self._plan()
         image, share = self._located()
-        session.journal.note(f"restore of {name_of(image)}", *plan_lines(plan))
+        session.journal.note(f"restore of {name_of(image)}", *self._plan_lines())
         meter = Meter()
 
         def work(progress: Progress) -> _Done:
@@ -188,9 +192,13 @@ class RestoreFlow:
             elif chosen == "boot":
                 try_the_boot(session, done.plan.target)
             elif chosen == "log":
-                save_log(session)
+                save_log(session, done.plan.target.name)
             else:
                 return
+
+    def _plan_lines(self) -> list[str]:
+        image, share = self._located()
+        return list(plan_lines(self._plan(), place_name(image, share)))
 
     def _located(self) -> Located:
         assert self._image is not None
@@ -202,9 +210,16 @@ class RestoreFlow:
 
 
 def choose_image(
-    session: Session, title: str, text: str, findings: Findings | None
+    session: Session,
+    title: str,
+    text: str,
+    findings: Findings | None,
+    current: Located | None = None,
 ) -> tuple[Findings, Located] | None:
-    """An image that can be used, and all that were found; None where the person goes back."""
+    """An image that can be used, and all that were found; None where the person goes back.
+
+    Without `findings` it looks for images first; the cursor is on `current`, if it is among them.
+    """
     screen = session.screen
     chosen: str | None = None
     while True:
@@ -214,8 +229,12 @@ def choose_image(
             except ImagerError as error:
                 session.fail(error)
                 return None
-            first = findings.preselected(session.machine.disks(), session.answers.machine)
-            chosen = str(first + 1) if first is not None else _AGAIN
+        if chosen is None:
+            number = findings.number_of(current)
+            if number is None:
+                disks, machine = session.machine.disks(), session.answers.machine
+                number = findings.preselected(disks, machine)
+            chosen = str(number + 1) if number is not None else _AGAIN
         lines = choices(findings, session.machine.clock())
         if not lines:
             text = (
@@ -229,7 +248,7 @@ def choose_image(
         if chosen is None:
             return None
         if chosen == _AGAIN:
-            findings = None
+            findings = chosen = None
         elif chosen == _PROBLEMS:
             screen.show("Not looked into", "\n".join(f"{line}." for line in findings.problems))
         else:
@@ -247,7 +266,7 @@ def _target_choice(target: Target) -> Choice:
     usable = "can be used   " if target.plan else "cannot be used"
     what = identity.describe().partition(": ")[2]
     content = f"On it: {describe_contents(target.disk)}"
-    return Choice(identity.name, f"{usable}  {what}", target.reason or content)
+    return Choice(identity.name, f"{usable}  {what}", without_mounts(target.reason) or content)
 
 
 def _in_words(error: ImagerError) -> ImagerError:

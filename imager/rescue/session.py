@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,6 +30,11 @@ from imager.rescue.shares import Share
 
 Run = Callable[..., CompletedProcess[str]]
 """As `imager.disk.programs.run`."""
+
+
+def without_mounts(text: str) -> str:
+    """A sentence about a file as a person knows it: from the root of its disk or share."""
+    return re.sub(r"/\S*/(?:mount|share)-\w+/", "", text)
 
 
 def real_disks() -> tuple[Disk, ...]:
@@ -84,7 +90,7 @@ class Session:
 
     def fail(self, error: ImagerError, more: str = "") -> None:
         """Show and note why something did not succeed, and what is true now."""
-        sentence = str(error)
+        sentence = without_mounts(str(error))
         self.journal.note(f"failed: {sentence}", *filter(None, [more]))
         text = f"{sentence[:1].upper()}{sentence[1:]}."
         self.screen.show("That did not work", f"{text}\n\n{more}" if more else text)
