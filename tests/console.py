@@ -53,7 +53,8 @@ class Console:
     ) -> None:
         if error is not None:
             print(self.text(), file=sys.stderr)
-        self._process.close(force=True)
+        if not self._process.closed:
+            self._process.close(force=True)
 
     def text(self) -> str:
         """The screen as it is."""
@@ -79,19 +80,23 @@ class Console:
         self._process.send(text + ENTER)
 
     def hang_up(self) -> None:
-        """Close the terminal's other end, as a pulled cable does."""
-        os.close(self._process.child_fd)
-        self._process.closed = True
-        self._process.child_fd = -1
+        """Close the terminal's other end, as a pulled cable does; the kernel tells the program."""
+        process = self._process.ptyproc
+        process.fileobj.close()
+        process.closed = self._process.closed = True
+        process.fd = self._process.child_fd = -1
 
     def ends(self) -> int:
         """The exit status, once the program has ended."""
         end = time.monotonic() + SECONDS
-        while self._process.isalive():
-            self._more(0.1)
+        while self._process.ptyproc.isalive():
+            if self._process.closed:
+                time.sleep(0.1)
+            else:
+                self._more(0.1)
             assert time.monotonic() < end, self.text()
-        status = self._process.exitstatus
-        assert status is not None, self._process.signalstatus
+        status = self._process.ptyproc.exitstatus
+        assert status is not None, self._process.ptyproc.signalstatus
         return int(status)
 
     def _shows(self, words: Sequence[str]) -> bool:

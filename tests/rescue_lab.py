@@ -61,7 +61,7 @@ def lab(
     commands: list[tuple[str, ...]] = []
     with ExitStack() as stack:
         stack.enter_context(named_disks(disks))
-        stick = stack.enter_context(LoopDevice(disks / "stick.raw", 96 * MIB))
+        stick = stack.enter_context(LoopDevice(disks / "stick.raw", 256 * MIB))
         old = stack.enter_context(LoopDevice(disks / "old.raw"))
         new = stack.enter_context(LoopDevice(garbage(disks / "new.raw", SMALL_SIZE)))
         tiny = stack.enter_context(LoopDevice(disks / "tiny.raw", 10 * MIB))

@@ -1,14 +1,15 @@
-"""The rescue program on loop devices: python -m tests.rescue_program FOLDER
+"""The rescue program on loop devices: python -m tests.rescue_program FOLDER [SECONDS]
 
 Only loop devices whose files lie in FOLDER are disks to it, so that it can be driven key by key
 against the real `dialog` without touching the machine. They get models and serial numbers, as disks
-have them; all else about them is true.
+have them; all else about them is true. With SECONDS each step of the work takes that long.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from imager.rescue import app
 from imager.rescue.dialogs import DialogScreen
 from imager.rescue.media import MediaVolume, media_volumes
 from imager.rescue.session import Machine
+from imager.rescue.work import Meter
 
 DATA = "IMAGER_DATA"
 NAMES = {
@@ -79,12 +81,25 @@ def named_disks(folder: Path) -> Iterator[None]:
         yield
 
 
-def main(folder: Path) -> None:
+@contextmanager
+def slowed(seconds: float) -> Iterator[None]:
+    """Have the work take time, so that it can be watched and broken off."""
+    real = Meter.__call__
+
+    def call(meter: Meter, phase: str, done: int, total: int) -> None:
+        time.sleep(seconds)
+        real(meter, phase, done, total)
+
+    with mock.patch.object(Meter, "__call__", call):
+        yield
+
+
+def main(folder: Path, seconds: float) -> None:
     """Run it on the terminal of this process."""
     signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(1))
-    with named_disks(folder):
+    with named_disks(folder), slowed(seconds):
         app.run(app.open_session(DialogScreen(), loop_machine(folder)), leave=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0)
