@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +131,20 @@ def plan_restore(origin: Origin, target: str | Path, options: RestoreOptions) ->
     )
 
 
-def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress) -> RestoreResult:
+def nothing_first() -> None:
+    """For callers who need not know when a target begins to change."""
+
+
+def restore(
+    origin: Origin,
+    plan: RestorePlan,
+    progress: Progress = no_progress,
+    before_writing: Callable[[], None] = nothing_first,
+) -> RestoreResult:
     """Carry out `plan`.
+
+    `before_writing` is called once all that is verified first has been, and the target is still as
+    it was; what it raises ends the restore there.
 
     Raises ImageError before anything is written if the image is damaged (unless to be salvaged),
     WriteFailedError where the target fails, VerifyError where it reads back something else. After
@@ -158,6 +170,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
             threads=thread_count(options.threads),
             progress=progress,
         )
+        before_writing()
         _wipe_signatures(target, plan, old)
         writer.write()
         target.sync()
