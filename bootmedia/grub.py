@@ -73,6 +73,6 @@ def _job_title(options: Mapping[str, str]) -> str:
 
 
 def _entry(title: str, uuid: str, options: Mapping[str, str], more: str = "") -> str:
-    words = [_LIVE, f"imager.medium={uuid}", _QUIET, more, _CONSOLES]
+    words = [_LIVE, f"live.medium={uuid}", _QUIET, more, _CONSOLES]
     words += [f"{key}={value}" for key, value in options.items()]
     return _ENTRY.format(title=title, options=" ".join(word for word in words if word))

@@ -33,7 +33,7 @@ from imager.image.format import (
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
 from imager.image.sink import FileSink, PipeSink, Sink
-from imager.image.writer import WrittenImage
+from imager.image.writer import WrittenImage, require_room
 from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
@@ -137,6 +137,7 @@ def capture(
         busy = _check_source(device, image, options)
         analysis = _analyse(device, options, busy, progress)
         head = _head(device, analysis, options, bool(busy))
+        require_room(head, analysis.used, options.split)
         with (
             _open_sink(image, options) as sink,
             ImageFiller(device, analysis, head, sink, options, progress) as filler,
@@ -248,7 +249,7 @@ def _analyse(
         only=options.only,
         exclude=options.exclude,
         next_data=device.next_data,
-        progress=lambda step: progress(step, 0, 0),
+        progress=progress,
     )
 
 

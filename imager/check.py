@@ -16,6 +16,7 @@ from imager.chunks import ChunkReader, ChunkRun, chunk_runs
 from imager.disk.source import SourceDevice
 from imager.errors import ImageError, ImagerError, ReadFailedError, VerifyError
 from imager.extents import Extents, ExtentsBuilder
+from imager.fitted import fitted_disk
 from imager.image.codec import ChunkDecoder
 from imager.image.coverage import Coverage
 from imager.image.format import ChunkKind, Entry, RangeKind
@@ -199,8 +200,9 @@ class _Checker:
                     digest.add(entry.content_hash, entry.chunks)
                 yield from batches(segment, image.head.chunk_size, self._within)
 
+        layout = None
         try:
-            layout_of(image.head)
+            layout = layout_of(image.head)
         except ImageError as error:
             image.problems.add(str(error))
         for done, problems in ordered_map(self._check_batch, work(), self._threads):
@@ -213,7 +215,7 @@ class _Checker:
         if complete and image.footer and digest.result() != image.footer.content_digest:
             image.problems.add("the content digest differs from the chunks' hashes")
         if device is not None:
-            self._compare(device)
+            self._compare(device, layout)
 
     def _lose(self, lost: ExtentsBuilder, start: int, end: int) -> None:
         lost.add(max(start, self._within[0]), min(end, self._within[1]))
@@ -235,10 +237,11 @@ class _Checker:
         last = batch.placed[-1][2]
         return last.offset + last.stored_size, problems
 
-    def _compare(self, device: SourceDevice) -> None:
+    def _compare(self, device: SourceDevice, layout: DiskLayout | None) -> None:
         """Read the disk where the image holds it, and compare the chunks' hashes."""
         image = self._image
-        reader = ChunkReader(device.readinto, image.head.chunk_size)
+        fitted = fitted_disk(device, image.head, layout) if layout else None
+        reader = ChunkReader((fitted or device).readinto, image.head.chunk_size)
         zero = bytes(image.head.chunk_size)
 
         def compare(placed: tuple[ChunkRun, Entry]) -> tuple[ChunkRun, bool]:

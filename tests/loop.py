@@ -45,6 +45,9 @@ class LoopDevice:
     def __enter__(self) -> Self:
         options = [*self._options, "--sector-size", str(self.sector_size)]
         self.path = Path(run("losetup", "--find", "--show", *options, self.file).strip())
+        if not self._options:
+            # What `blockdev --setro` did to the loop device outlives the file that it had then.
+            run("blockdev", "--setrw", self.path)
         return self
 
     def __exit__(
