@@ -7,14 +7,18 @@ import json
 from pathlib import Path
 
 from imager.cli.arguments import add_common
+from imager.cli.confirm import confirm
+from imager.cli.progress import ProgressDisplay
 from imager.cli.text import format_duration, format_size, say
 from imager.errors import EXIT_OK, UsageError
+from imager.words.target import current_lines
 
 _EPILOG = """\
 examples:
   imager bootmedia build                            the ISO, into this folder
   imager bootmedia build --with-images /backups     with images on it
   imager bootmedia build --keymap de --ssh-key ~/.ssh/id_ed25519.pub
+  imager bootmedia write /dev/sdX                   a stick, after asking
 """
 
 
@@ -30,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_build(actions)
+    _add_write(actions)
 
 
 def _add_build(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,6 +87,70 @@ def _add_build(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     add_common(parser)
     parser.set_defaults(run=run_build)
+
+
+def _add_write(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = actions.add_parser(
+        "write",
+        help="write the medium onto a stick",
+        description="Write the medium onto a USB stick, with a partition for images and logs behind "
+        "it. The plan is shown and must be confirmed; what was written is read back and compared.",
+    )
+    parser.add_argument(
+        "iso",
+        nargs="?",
+        type=Path,
+        metavar="ISO",
+        help="the ISO (default: the newest in this folder or dist/)",
+    )
+    parser.add_argument(
+        "target", metavar="STICK", help="the disk: a path, serial:NUMBER or wwn:NUMBER"
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask (for scripts)")
+    parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    add_common(parser)
+    parser.set_defaults(run=run_write)
+
+
+def run_write(arguments: argparse.Namespace) -> int:
+    """Carry out `bootmedia write`."""
+    from bootmedia.stick import find_iso, plan_stick, write_stick
+
+    plan = plan_stick(arguments.iso or find_iso(), arguments.target)
+    asks = not (arguments.yes or arguments.dry_run)
+    if asks or not (arguments.json or arguments.quiet):
+        say(f"Medium  {plan.iso}")
+        say(f"Stick   {plan.target.describe()}")
+        say("On it now (all of it will be lost):")
+        for line in current_lines(plan.target):
+            say(f"  {line}")
+        say("On it afterwards:")
+        for line in plan.lines():
+            say(line)
+        for warning in plan.warnings:
+            say(f"Note: {warning}")
+    if arguments.dry_run:
+        return EXIT_OK
+    if asks:
+        confirm(plan.target.name)
+    with ProgressDisplay(arguments.quiet) as progress:
+        result = write_stick(plan, progress)
+    if arguments.json:
+        facts = {
+            "target": plan.target.to_json(),
+            "written": result.written,
+            "data_start": plan.data_start,
+            "data_size": plan.data_size,
+            "notes": list(result.notes),
+            "seconds": round(result.seconds, 3),
+        }
+        print(json.dumps(facts, indent=2))
+    elif not arguments.quiet:
+        took = format_duration(result.seconds)
+        say(f"{plan.target.path}: {format_size(result.written)} written and read back, in {took}")
+        for note in result.notes:
+            say(f"note: {note}")
+    return EXIT_OK
 
 
 def run_build(arguments: argparse.Namespace) -> int:
