@@ -34,7 +34,7 @@ _LEFT_OUT = (
 _COPYRIGHT = "/usr/share/doc/*/copyright"
 _COMPRESSION = {
     "ci": ("-comp", "zstd", "-Xcompression-level", "6", "-b", "256K"),
-    "full": ("-comp", "zstd", "-Xcompression-level", "19", "-b", "256K"),
+    "full": ("-comp", "zstd", "-Xcompression-level", "15", "-b", "256K"),
 }
 
 
