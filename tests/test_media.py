@@ -11,6 +11,7 @@ import pytest
 
 from imager.disk.inventory import Disk, list_disks
 from imager.errors import ReadFailedError, WriteFailedError
+from imager.rescue import media
 from imager.rescue.media import (
     MediaVolume,
     data_volume,
@@ -46,11 +47,14 @@ def volumes_of(*devices: LoopDevice) -> tuple[MediaVolume, ...]:
 
 
 def mounts() -> list[str]:
-    """Mounts and loop devices that looking might leave behind."""
-    table = Path("/proc/self/mountinfo").read_text().splitlines()
-    loops = run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines()
-    found = [line for line in table if "/run/imager/" in line]
-    return found + [line for line in loops if " /dev/" in line]
+    """Mounts and loop devices of this test that looking might leave behind, by their path."""
+    folder = f"{media.STATE.parent}/"
+    table = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    listing = run("losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE")
+    loops = dict(line.split(" ", 1) for line in listing.splitlines())
+    own = [name for name, file in loops.items() if file.startswith(folder)]
+    found = [fields[4] for fields in table if fields[4].startswith(f"{media.STATE}/")]
+    return found + [name for name, file in loops.items() if file.startswith(tuple(own))]
 
 
 @pytest.fixture
@@ -165,7 +169,7 @@ def test_volume_that_cannot_be_mounted(disk: LoopDevice) -> None:
     with pytest.raises(ReadFailedError) as caught, mounted_read_only(volume):
         pass
     assert str(caught.value).startswith(f"{disk.path.name} (volume) (ext4) cannot be mounted: ")
-    assert "\n" not in str(caught.value) and "/run/imager" not in str(caught.value)
+    assert "\n" not in str(caught.value) and str(media.STATE) not in str(caught.value)
     assert mounts() == []
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 
+from imager.cli.unattended import run_job
 from imager.errors import EXIT_OK, RefusedError, UsageError
 
 _EPILOG = """\
 examples:
-  imager rescue              the menu: bring a machine back, save its disk, check an image
-  imager rescue --console    the same on the stick's consoles: the menu cannot be left
+  imager rescue                 the menu: bring a machine back, save its disk, check an image
+  imager rescue --unattended    on the stick: do the job that the kernel line orders
 """
 
 
@@ -20,21 +21,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register the command."""
     parser = subparsers.add_parser(
         "rescue",
-        help="bring a dead machine back, with dialogs",
+        help="bring a dead machine back",
         description="Full-screen dialogs that bring a machine back from an image, save its disk, "
-        "or check an image; made for the rescue stick, where it starts by itself. Nothing is "
+        "or check an image; made for the rescue stick, where they start by themselves. Nothing is "
         "written to a disk before its name has been typed. Escape leads one step back.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--console", action="store_true", help="do not end when the menu is left with Escape"
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--console", action="store_true", help="as on the stick: Escape does not leave the menu"
+    )
+    how.add_argument(
+        "--unattended",
+        action="store_true",
+        help="do the job on the kernel line (imager.restore=auto), then restart or power off",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
+    if arguments.unattended:
+        return run_job()
     # Only this command pays for their import.
     from imager.rescue import app
     from imager.rescue.dialogs import DialogScreen

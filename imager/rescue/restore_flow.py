@@ -27,7 +27,7 @@ from imager.rescue.screen import Choice, walk
 from imager.rescue.session import Session, without_mounts
 from imager.rescue.targets import Target, describe_contents, preselected, targets
 from imager.rescue.work import BrokenOffError, Meter, run_work
-from imager.restore import WIPING, RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
+from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.words.restore import plan_lines, result_lines
 
 TITLE = "Bring this machine back"
@@ -138,6 +138,11 @@ class RestoreFlow:
         image, share = self._located()
         session.journal.note(f"restore of {name_of(image)}", *self._plan_lines())
         meter = Meter()
+        touched: list[str] = []
+
+        def before_writing() -> None:
+            meter.check()
+            touched.append(plan.target.name)
 
         def work(progress: Progress) -> _Done:
             with ExitStack() as stack:
@@ -151,7 +156,7 @@ class RestoreFlow:
                         f"{plan.target.name} is another disk now ({fresh.target.describe()}): "
                         "look at the list of disks again"
                     )
-                return _Done(fresh, restore(origin, fresh, progress))
+                return _Done(fresh, restore(origin, fresh, progress, before_writing))
 
         try:
             done = run_work(
@@ -163,7 +168,6 @@ class RestoreFlow:
                 meter,
             )
         except ImagerError as error:
-            touched = WIPING in meter.phases
             session.fail(_in_words(error), _HALF_WRITTEN if touched else _NOTHING_WRITTEN)
             return
         session.journal.note(*result_lines(done.plan, done.result))

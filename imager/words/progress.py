@@ -10,7 +10,6 @@ PHASES = {
     "sample": "Sampling",
     "check": "Checking",
     "compare": "Comparing with the disk",
-    "wipe": "Removing old signatures",
     "write": "Writing",
     "read back": "Reading back",
 }
