@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test bench lint install clean setup man
+.PHONY: demo test bench bootmedia lint install clean setup man
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: setup
 
 bench: setup
 	$(VENV)/bin/python -m tests.bench
+
+# The rescue medium, with its lists beside it.
+bootmedia: setup
+	$(VENV)/bin/imager bootmedia build --output dist/imager-rescue-$$($(VENV)/bin/imager --version | cut -d' ' -f2)-amd64.iso
 
 # The manual page is made from the parser itself; a test compares them.
 man: setup

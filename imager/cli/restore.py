@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from imager.cli.arguments import add_common, add_threads
+from imager.cli.confirm import confirm
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import printable, say
-from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, RefusedError, UsageError
+from imager.cli.text import say
+from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.origin import FileOrigin, Origin, StreamOrigin
 from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.words.layout import volumes_hit
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(json.dumps(_plan_json(plan), indent=2))
             return EXIT_OK
         if not arguments.yes:
-            _confirm(plan)
+            confirm(plan.target.name)
         with ProgressDisplay(arguments.quiet) as progress:
             result = restore(origin, plan, progress)
     if arguments.json:
@@ -115,23 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
     if result.verdict == "failed":
         return ImageError.exit_code
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
-
-
-def _confirm(plan: RestorePlan) -> None:
-    """Have the target's name typed at the terminal; RefusedError otherwise."""
-    name = plan.target.name
-    sys.stdout.flush()
-    try:
-        # Standard input may be the image.
-        with Path("/dev/tty").open("r+b", buffering=0) as terminal:
-            terminal.write(f"Type {printable(name)} to go on, anything else to stop: ".encode())
-            answer = terminal.readline().decode(errors="replace").strip()
-    except OSError:
-        raise RefusedError(
-            "there is no terminal to ask at: look at the plan with --dry-run, then add --yes"
-        ) from None
-    if answer != name:
-        raise RefusedError("not confirmed: nothing was written")
 
 
 def _plan_json(plan: RestorePlan) -> dict[str, object]:

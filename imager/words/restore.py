@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from imager.disk.inventory import Disk, list_disks
 from imager.restore import RestorePlan, RestoreResult
 from imager.wording import format_duration, format_size, printable
 from imager.words.layout import layout_lines, volume_name, volumes_hit
+from imager.words.target import current_lines
 
 
 def plan_lines(plan: RestorePlan) -> Iterator[str]:
@@ -20,7 +19,7 @@ def plan_lines(plan: RestorePlan) -> Iterator[str]:
     yield f"        {printable(str(name))}, {printable(str(facts.get('created')))}"
     yield f"Target  {printable(plan.target.describe())}"
     yield "On it now (all of it will be lost):" if plan.options.partition is None else "On it now:"
-    for line in _current_lines(plan):
+    for line in current_lines(plan.target):
         yield f"  {line}"
     if plan.options.partition is None:
         yield "On it afterwards:"
@@ -34,35 +33,6 @@ def plan_lines(plan: RestorePlan) -> Iterator[str]:
             )
     for warning in plan.warnings:
         yield f"Note: {warning}"
-
-
-def _current_lines(plan: RestorePlan) -> Iterator[str]:
-    """What is on the target now, as far as can be told."""
-    if plan.target.kind == "file":
-        yield "a disk-image file" if Path(plan.target.path).exists() else "nothing: a new file"
-        return
-    for disk in list_disks():
-        if disk.identity.name == plan.target.name:
-            yield from _disk_lines(disk)
-            return
-        for partition in disk.partitions:
-            if partition.name == plan.target.name:
-                found = partition.contents
-                yield f"{found.kind or 'nothing known'} {printable(found.label or '')}".strip()
-                return
-    yield "nothing known"
-
-
-def _disk_lines(disk: Disk) -> Iterator[str]:
-    if not disk.partitions:
-        label = printable(disk.contents.label or "")
-        yield f"{disk.contents.kind or 'nothing known'} {label}".strip()
-    for partition in disk.partitions:
-        found = partition.contents
-        yield (
-            f"{partition.number}  {found.kind or '-'}  {printable(found.label or '-')}  "
-            f"{format_size(partition.size)}"
-        )
 
 
 def result_lines(plan: RestorePlan, result: RestoreResult) -> Iterator[str]:
