@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test bench bootmedia lint install clean setup man
+.PHONY: demo test bench bootmedia lint install clean setup man screens
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ bootmedia: setup
 # The manual page is made from the parser itself; a test compares them.
 man: setup
 	$(VENV)/bin/python -m tests.manual > docs/imager.8
+
+# The screens in docs/rescue.md are taken from the program; a test compares them.
+screens: setup
+	$(VENV)/bin/python -m tests.rescue_screens
 
 install:
 	$(PYTHON) -m pip install .

@@ -69,6 +69,14 @@ class Console:
                 raise AssertionError(f"{words} did not appear:\n{self.text()}")
         return self.text()
 
+    def catch(self, *words: str) -> str:
+        """The screen while it goes on changing, as soon as it shows all `words`."""
+        end = time.monotonic() + SECONDS
+        while not self._shows(words):
+            self._more(0.05)
+            assert time.monotonic() < end, f"{words} did not appear:\n{self.text()}"
+        return self.text()
+
     def press(self, *keys: str) -> None:
         """Send keys, one after the other."""
         for key in keys:

@@ -98,6 +98,16 @@ def test_back_and_forth_when_saving(dead: Lab) -> None:
     assert saved(dead) == names
 
 
+def test_a_disk_is_not_saved_onto_itself(dead: Lab) -> None:
+    screen = ScriptedScreen(
+        ("Which disk shall be saved?", dead.stick.path.name),
+        ("Where shall the image go?", None),
+        ("Which disk shall be saved?", None),
+    )
+    CaptureFlow(dead.session(screen)).run()
+    assert "this stick" not in screen.boxes[1] and dead.stick.path.name not in screen.boxes[1]
+
+
 def test_a_place_on_another_disk_is_asked_for(dead: Lab) -> None:
     run("mkfs.ext4", "-q", "-F", "-L", "BACKUP", dead.new.path)
     screen = ScriptedScreen(

@@ -60,7 +60,7 @@ class CaptureFlow:
             session.screen.show(TITLE, "No disk was found. Is its cable in its place?")
             return False
         names = [disk.identity.name for disk in disks]
-        chosen: str | None = next((d.identity.name for d in disks if not d.is_system), names[0])
+        chosen: str | None = min(disks, key=_is_plugged_in).identity.name
         if self._wish.disk is not None:
             chosen = self._wish.disk.identity.name
         while True:
@@ -213,6 +213,11 @@ def _product_name(session: Session) -> str:
         text = ""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text.strip()).strip("-.")[:40]
     return name if _NAME.fullmatch(name) else "machine"
+
+
+def _is_plugged_in(disk: Disk) -> bool:
+    """Whether it is rather what a person has brought along than the machine's own."""
+    return disk.is_system or disk.identity.removable or disk.identity.transport == "usb"
 
 
 def _choice(disk: Disk) -> Choice:

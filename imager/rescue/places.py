@@ -23,6 +23,8 @@ def choose_volume(
     Another disk's is mounted read-write only after the person has agreed to that. None: go back.
     """
     own = session.machine.data()
+    if own is not None and own.disk is not None and own.disk.name == without:
+        own = None
     volumes = [
         volume
         for volume in session.machine.volumes()
