@@ -17,7 +17,6 @@ from pathlib import Path
 
 from bootmedia import host
 from bootmedia.recipe import SUITE
-
 from tests.boot.vm import Vm, VmDisk
 from tests.disks import clone
 from tests.loop import LoopDevice, mounted, run
