@@ -24,7 +24,7 @@ from tests.loop import LoopDevice, mounted, run
 MIB = 1 << 20
 SIZE = 640 * MIB
 """Of the disk, bytes."""
-SECONDS = 240
+SECONDS = 150
 """A boot that takes longer has failed."""
 _SECTOR = 512
 _TABLE = "label: gpt\nsize=1MiB,type=21686148-6449-6E6F-744E-656564454649\nsize=34MiB,type=U\n-\n"

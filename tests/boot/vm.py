@@ -129,7 +129,7 @@ class Vm:
         assert firmware in FIRMWARES
         self._folder = Path(tempfile.mkdtemp(prefix="vm-", dir="/var/tmp"))
         self._words = [
-            *("-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", str(memory)),
+            *("-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", str(memory)),
             *("-display", "none", "-nodefaults", "-nic", "none", "-vga", "std"),
             *("-qmp", f"unix:{self._folder}/qmp,server=on,wait=off"),
             *("-chardev", f"socket,id=line,path={self._folder}/serial,server=on,wait=on"),
