@@ -67,9 +67,9 @@ def as_on_a_machine(screen: str, names: dict[str, str]) -> str:
         new = line
         for loop, name in names.items():
             new = re.sub(rf"(/dev/)?{loop}(p(\d+))?\b", rf"\g<1>{name}\g<3>", new)
-        if new != line and (end := re.search(r"[ |]*\|$", new)):
-            missing = len(line) - len(new)
-            new = new[: end.start()] + " " * missing + new[end.start() :]
+        if new != line and (end := re.search(r"([ |]*\||-\+)$", new)):
+            fill = new[end.start()] if end[0] == "-+" else " "
+            new = new[: end.start()] + fill * (len(line) - len(new)) + new[end.start() :]
         lines.append(new.rstrip())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
 
