@@ -393,6 +393,16 @@ def test_work_raises_what_it_raised() -> None:
         run_work(ScriptedScreen(), "Work", work, "Break off?")
 
 
+def test_work_fails_in_words_whatever_happens() -> None:
+    def work(progress: object) -> str:
+        raise failures.pop()
+
+    failures: list[Exception] = [OSError(5, "Input/output error", "/x"), IndexError("gone")]
+    for words in (r"internal error \(IndexError: gone\)", "/x: Input/output error"):
+        with pytest.raises(ImagerError, match=words):
+            run_work(ScriptedScreen(), "Work", work, "Break off?")
+
+
 def test_work_is_broken_off_at_its_next_step() -> None:
     stopped = threading.Event()
 

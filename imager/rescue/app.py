@@ -6,7 +6,6 @@ import os
 import subprocess
 from collections.abc import Callable
 
-from imager.errors import ImagerError
 from imager.rescue.capture_flow import CaptureFlow
 from imager.rescue.check_flow import check_images
 from imager.rescue.endings import restart_or_switch_off, save_log
@@ -15,8 +14,9 @@ from imager.rescue.journal import Journal
 from imager.rescue.keyboard import choose_keyboard
 from imager.rescue.network_flow import ShareFlow
 from imager.rescue.restore_flow import RestoreFlow
-from imager.rescue.screen import Choice, Screen
+from imager.rescue.screen import Choice, Screen, TerminalGoneError
 from imager.rescue.session import Machine, Session
+from imager.rescue.work import foreseen
 
 _TITLE = "Rescue"
 _WELCOME = (
@@ -68,8 +68,10 @@ def run(session: Session, leave: bool = False) -> None:
             continue
         try:
             actions[chosen]()
-        except ImagerError as error:
-            session.fail(error)
+        except TerminalGoneError:
+            raise
+        except Exception as error:
+            session.fail(foreseen(error))
 
 
 def _report(session: Session) -> None:

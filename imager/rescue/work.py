@@ -106,7 +106,7 @@ def run_work(
 ) -> Result:
     """What `function` gives; `question` is asked before it is broken off.
 
-    Raises what it raises, BrokenOffError where it was stopped by the person.
+    Raises what it raises, as an ImagerError; BrokenOffError where it was stopped by the person.
     """
     meter = meter or Meter()
     thread = _Thread(function, meter)
@@ -121,7 +121,22 @@ def run_work(
             raise
         finally:
             thread.join()
-    return thread.result()
+    try:
+        return thread.result()
+    except Exception as error:
+        raise foreseen(error) from error
+
+
+def foreseen(error: Exception) -> ImagerError:
+    """Any failure as one that a person can be told of: the program must not end by it."""
+    if isinstance(error, ImagerError):
+        return error
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return ImagerError(f"{where}{error.strerror or error}")
+    return ImagerError(
+        f"internal error ({type(error).__name__}: {error}); please report it with the log"
+    )
 
 
 def _watch(
