@@ -14,12 +14,12 @@ from imager.capture import CaptureOptions, capture
 from tests.boot.guest import Report, make_guest
 from tests.boot.keys import DOWN, ENTER, ESCAPE, UP, Keys
 from tests.boot.medium import ci_medium
-from tests.boot.ssh_server import PASSWORD, USER, ssh_server
 from tests.boot.vm import Vm, VmDisk
 from tests.comparing import digest, disk_facts
 from tests.disks import MIB
 from tests.loop import LoopDevice, mounted, run
 from tests.small_disk import SMALL_KINDS, SMALL_SIZE, Small, garbage
+from tests.ssh_server import PASSWORD, USER, ssh_server
 
 HOST = "office-pc"
 TARGET = "S6PXNZ0R401234"
