@@ -11,10 +11,10 @@ ENTER = "\r"
 ESCAPE = "\x1b"
 DOWN = "\x1b[B"
 UP = "\x1b[A"
-SECONDS = 120
+SECONDS = 400
 _REST = 0.7
 """So long nothing may come before a screen counts as complete."""
-_BOOT = 400
+_BOOT = 900
 
 
 class Keys:

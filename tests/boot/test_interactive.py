@@ -26,7 +26,7 @@ TARGET = "S6PXNZ0R401234"
 MOST_KEYS = 6
 SLOW = 4 * MIB
 """Bytes a second, for cables that are pulled in the middle."""
-LONG = 300
+LONG = 900
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def slow(vm: Vm, number: int) -> None:
     vm.qmp("block_set_io_throttle", id=f"disk{number}", bps=SLOW, **limits)
 
 
+@pytest.mark.ci
 def test_common_path_and_wrong_turns(bench: Bench, tmp_path: Path) -> None:
     before = digest(bench.target)
     tiny = tmp_path / "tiny"
