@@ -13,7 +13,7 @@ from imager.rescue.finder import FoundImage, FoundImages, find_images
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume, folder_volume
 from imager.rescue.screen import Choice
-from imager.rescue.session import Session
+from imager.rescue.session import Session, without_mounts
 from imager.rescue.shares import Share, mounted_share
 from imager.rescue.targets import is_same_disk
 from imager.wording import format_age, format_size, printable, shorten
@@ -72,7 +72,7 @@ def search(session: Session) -> Findings:
         session.screen.notice("Looking for images", "Looking which disks there are ...")
         local = find_images(session.machine.volumes(), looking)
         images: list[Located] = [(image, None) for image in local.images]
-        problems = list(local.problems)
+        problems = [without_mounts(line) for line in local.problems]
         for share in session.shares:
             session.screen.notice("Looking for images", f"Looking on {share.address} ...")
             found = _on_share(session, share)
@@ -116,7 +116,9 @@ def on_share(
 def _on_share(session: Session, share: Share) -> FoundImages:
     try:
         with mounted_share(share, session.machine.state) as place:
-            return find_images([folder_volume(place, share.address)])
+            found = find_images([folder_volume(place, share.address)])
+            problems = (line.replace(str(place), share.address) for line in found.problems)
+            return FoundImages(found.images, tuple(problems))
     except ImagerError as error:
         return FoundImages((), (str(error),))
 

@@ -15,6 +15,8 @@ SECONDS = 400
 _REST = 0.7
 """So long nothing may come before a screen counts as complete."""
 _BOOT = 900
+_TITLE = "one step back"
+"""What is drawn first of every box."""
 
 
 class Keys:
@@ -24,6 +26,8 @@ class Keys:
         self._vm = vm
         self.pressed = 0
         """Keys, without those of `type`."""
+        self._mark = 0
+        """What had been said when a box was left: the next one may look the same."""
 
     def start(self) -> str:
         """The menu, once the medium has started."""
@@ -40,7 +44,9 @@ class Keys:
             if len(serial.text) != length:
                 length, since = len(serial.text), now
             flat = " ".join(re.sub(r"\|", " ", serial.screen).split())
-            if now - since > _REST and all(" ".join(word.split()) in flat for word in words):
+            is_new = _TITLE in serial.text[self._mark :]
+            is_complete = all(" ".join(word.split()) in flat for word in words)
+            if is_new and is_complete and now - since > _REST:
                 return serial.screen
             assert open_still and now < end, f"{words} did not appear:\n{serial.screen}"
 
@@ -51,11 +57,14 @@ class Keys:
     def press(self, *keys: str) -> None:
         """Press keys, one after the other."""
         for key in keys:
+            if key in (ENTER, ESCAPE):
+                self._mark = len(self._vm.serial.text)
             self._vm.serial.send(key)
             self.pressed += 1
 
     def type(self, text: str) -> None:
         """Type text and Enter."""
+        self._mark = len(self._vm.serial.text)
         self._vm.serial.send(text + ENTER)
 
     def name_of(self, words: str) -> str:
