@@ -28,7 +28,7 @@ def screens(made: Lab) -> Iterator[tuple[str, str]]:
         made.new.path.name: "sdb",
         made.tiny.path.name: "sdd",
     }
-    command = [sys.executable, "-m", "tests.rescue_program", str(made.folder), "0.6"]
+    command = [sys.executable, "-m", "tests.rescue_program", str(made.folder), "0.15"]
     with Console(command) as console:
 
         def see(*words: str) -> str:
