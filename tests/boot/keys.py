@@ -69,8 +69,23 @@ class Keys:
 
     def name_of(self, words: str) -> str:
         """The kernel's name of the disk in whose line of the list `words` are."""
-        for line in self._vm.serial.screen.splitlines():
-            match = re.match(r"[ |]*(\w+)  can(not)? be used", line)
-            if match and words in line:
-                return match[1]
+        return self._disks()[self._line_of(words)][0]
+
+    def move(self, here: str, there: str) -> None:
+        """Move the cursor in the list of disks, from the line with the words `here` to `there`."""
+        lines = self._line_of(there) - self._line_of(here)
+        self.press(*[DOWN if lines > 0 else UP] * abs(lines))
+
+    def _line_of(self, words: str) -> int:
+        for number, (_, line) in enumerate(self._disks()):
+            if words in line:
+                return number
         raise AssertionError(f"no disk {words!r} is listed:\n{self._vm.serial.screen}")
+
+    def _disks(self) -> list[tuple[str, str]]:
+        """Names and lines of the list of disks."""
+        matches = (
+            re.match(r"[ |]*(\w+)  can(not)? be used", line)
+            for line in self._vm.serial.screen.splitlines()
+        )
+        return [(match[1], match.string) for match in matches if match]
