@@ -238,7 +238,7 @@ def test_a_share_with_a_wrong_password(dead: Lab, monkeypatch: pytest.MonkeyPatc
         ("Password of anna", "wrong"),
         "mount error(13)",
         "Where are the images?",
-        ("User name", "WORK/anna"),
+        "[WORK/anna]",
         ("Password of anna", "right"),
         "answers",
     )

@@ -47,11 +47,15 @@ class ShareFlow:
                 return False
             text = answer
             try:
-                self._share = parse_share(text)
+                share = parse_share(text)
             except ImagerError as error:
                 session.fail(error)
-            else:
-                return True
+                continue
+            before = self._share
+            if before is not None and before.address == share.address and not share.user:
+                share = replace(share, user=before.user, domain=before.domain)
+            self._share = share
+            return True
 
     def _ask_host(self) -> bool | None:
         """Whether the person trusts an SSH server that is not known yet."""
@@ -80,10 +84,12 @@ class ShareFlow:
         session, share = self._session, self._known()
         if share.kind == "nfs":
             return None
+        known = share.user or session.answers.user
+        domain = share.domain if share.user else session.answers.domain
         user = session.screen.ask(
             TITLE,
             "User name on the server" + (" (empty: as a guest)" if share.kind == "smb" else ""),
-            share.user or session.answers.user,
+            f"{domain}/{known}" if domain and share.kind == "smb" else known,
         )
         if user is None:
             return False
