@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test bench lint install clean setup man
+.PHONY: demo test test-boot test-boot-all bench bootmedia lint install clean setup man screens
 
 setup: $(STAMP)
 
@@ -20,6 +20,16 @@ demo: setup
 test: setup lint
 	$(VENV)/bin/python -m pytest
 
+# Machines in QEMU that are brought back by the medium; as root. All of them take hours, and write
+# docs/boot-matrix.md.
+test-boot: setup
+	sh ./tests/boot/setup.sh
+	$(VENV)/bin/python -m pytest -o timeout=1800 -m ci tests/boot
+
+test-boot-all: setup
+	sh ./tests/boot/setup.sh
+	$(VENV)/bin/python -m tests.boot.matrix
+
 lint: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -28,9 +38,17 @@ lint: setup
 bench: setup
 	$(VENV)/bin/python -m tests.bench
 
+# The rescue medium, with its lists beside it.
+bootmedia: setup
+	$(VENV)/bin/imager bootmedia build --output dist/imager-rescue-$$($(VENV)/bin/imager --version | cut -d' ' -f2)-amd64.iso
+
 # The manual page is made from the parser itself; a test compares them.
 man: setup
 	$(VENV)/bin/python -m tests.manual > docs/imager.8
+
+# The screens in docs/rescue.md are taken from the program; a test compares them.
+screens: setup
+	$(VENV)/bin/python -m tests.rescue_screens
 
 install:
 	$(PYTHON) -m pip install .

@@ -7,9 +7,8 @@ What a power cut leaves is a target without a partition table: it does not look 
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +19,19 @@ from imager.disk.target import TargetDevice
 from imager.errors import (
     ImageError,
     NotUnderstoodError,
-    ReadFailedError,
     RefusedError,
     UsageError,
 )
 from imager.extents import Extents
 from imager.image.head import Head
 from imager.image.origin import Origin
+from imager.layout.edges import ends, old_ends
 from imager.layout.libparted import second_opinion
 from imager.layout.model import DiskLayout, VolumeLayout
 from imager.layout.pieces import Pieces
 from imager.layout.relocate import relocate
-from imager.layout.table import read_table
 from imager.pipeline import Progress, no_progress, thread_count
-from imager.target_writer import EDGE, Span, TargetWriter
+from imager.target_writer import Span, TargetWriter
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,20 @@ def plan_restore(origin: Origin, target: str | Path, options: RestoreOptions) ->
     )
 
 
-def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress) -> RestoreResult:
+def nothing_first() -> None:
+    """For callers who need not know when a target begins to change."""
+
+
+def restore(
+    origin: Origin,
+    plan: RestorePlan,
+    progress: Progress = no_progress,
+    before_writing: Callable[[], None] = nothing_first,
+) -> RestoreResult:
     """Carry out `plan`.
+
+    `before_writing` is called once all that is verified first has been, and the target is still as
+    it was; what it raises ends the restore there.
 
     Raises ImageError before anything is written if the image is damaged (unless to be salvaged),
     WriteFailedError where the target fails, VerifyError where it reads back something else. After
@@ -146,7 +156,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
             checked.require_restorable()
     notes: list[str] = []
     with _open_target(plan) as target:
-        old = _old_ends(target)
+        old = old_ends(target)
         writer = TargetWriter(
             origin,
             target,
@@ -158,6 +168,7 @@ def restore(origin: Origin, plan: RestorePlan, progress: Progress = no_progress)
             threads=thread_count(options.threads),
             progress=progress,
         )
+        before_writing()
         _wipe_signatures(target, plan, old)
         writer.write()
         target.sync()
@@ -286,15 +297,6 @@ def _warnings(
     return warnings
 
 
-def _ends(ranges: Iterable[tuple[int, int]]) -> Extents:
-    """The first and the last MiB of each range, where signatures stand."""
-    ends = []
-    for start, end in ranges:
-        ends.append((start, min(start + EDGE, end)))
-        ends.append((max(start, end - EDGE), end))
-    return Extents.of(ends)
-
-
 def _left_out(plan: RestorePlan) -> Extents:
     return Extents.of(
         (volume.start, volume.end) for volume in plan.volumes if volume.stored == "excluded"
@@ -306,15 +308,8 @@ def _edges(plan: RestorePlan, old: Extents) -> Extents:
 
     `old` are those of the target's volumes, in bytes of the target.
     """
-    new = _ends([plan.span, *((volume.start, volume.end) for volume in plan.volumes)])
+    new = ends([plan.span, *((volume.start, volume.end) for volume in plan.volumes)])
     return (new | old.shift(plan.span.start).clip(*plan.span)) - _left_out(plan)
-
-
-def _old_ends(target: TargetDevice) -> Extents:
-    """The ends of the volumes that are on the target now, as far as they are known."""
-    with contextlib.suppress(NotUnderstoodError, ReadFailedError):
-        return _ends((old.start, old.end) for old in read_table(target).partitions)
-    return Extents()
 
 
 def _wipe_signatures(target: TargetDevice, plan: RestorePlan, old: Extents) -> None:
@@ -322,7 +317,7 @@ def _wipe_signatures(target: TargetDevice, plan: RestorePlan, old: Extents) -> N
 
     From now on nothing is found on it, whatever interrupts the writing.
     """
-    wiped = _ends([(0, target.size)]) | old.clip(plan.size, target.size)
+    wiped = ends([(0, target.size)]) | old.clip(plan.size, target.size)
     # Whole-disk restores only: in a partition's, nothing is left out.
     for start, end in wiped - _left_out(plan):
         target.zero(start, end - start)

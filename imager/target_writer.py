@@ -25,10 +25,9 @@ from imager.image.format import ChunkKind, Entry, RangeKind
 from imager.image.index import Segment
 from imager.image.origin import FrameReader, Origin
 from imager.image.reader import LostRange
+from imager.layout.edges import EDGE
 from imager.pipeline import Progress, ordered_map
 
-EDGE = 1 << 20
-"""Bytes at each end of a disk or volume that are always written: signatures stand there."""
 MIN_DISCARD = 1 << 20
 """Unused ranges shorter than this are left alone (bytes)."""
 

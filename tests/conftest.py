@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from imager.rescue import media
 from tests.small_disk import Small, make_small
 
 
@@ -11,3 +14,9 @@ from tests.small_disk import Small, make_small
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The small disk and its image; not to be changed."""
     return make_small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Volumes are mounted below the test's own folder: other tests may be running."""
+    monkeypatch.setattr(media, "STATE", tmp_path / "run")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
-from imager.cli.layout import layout_lines, volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size, size_argument
+from imager.cli.text import format_size, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
+from imager.words.capture import result_lines
+from imager.words.layout import layout_lines
 
 _EPILOG = """\
 examples:
@@ -147,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_result_json(result), indent=2), file=out)
     elif not arguments.quiet:
-        print("\n".join(_result_lines(result)), file=out)
+        print("\n".join(result_lines(result)), file=out)
     if result.check is not None:
         result.check.require_good()
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
@@ -156,28 +157,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _part_size(value: int | None) -> int | None:
     """4GiB stands for the largest file that FAT32 holds, which is one byte less."""
     return value - 1 if value == MAX_PART + 1 else value
-
-
-def _result_lines(result: CaptureResult) -> list[str]:
-    lines = list(layout_lines(result.layout))
-    if result.resumed:
-        lines.append(f"{format_size(result.resumed)} of the disk were taken over from before")
-    if result.unreadable:
-        hit = ", ".join(volumes_hit(result.layout, result.unreadable))
-        lines.append(
-            f"{result.unreadable.total} bytes in {len(result.unreadable)} places could not be read "
-            f"and are zeros in the image: {hit}"
-        )
-        lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
-    names = ", ".join(str(path) for path in result.image.files) or "standard output"
-    lines.append(
-        f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "
-        f"on a disk of {format_size(result.disk_size)}, in {format_duration(result.seconds)}"
-    )
-    if result.check is not None:
-        lines.append(f"checked: {result.check.verdict}")
-    lines.append(f"verdict: {result.verdict}")
-    return lines
 
 
 def _result_json(result: CaptureResult) -> dict[str, object]:

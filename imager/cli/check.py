@@ -7,14 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from imager.check import CheckResult, check, layout_of
+from imager.check import CheckResult, check
 from imager.cli.arguments import add_common, add_threads
-from imager.cli.layout import volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size, printable, say
+from imager.cli.text import printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
-from imager.extents import Extents
-from imager.image.reader import Completeness
+from imager.words.check import lost_volumes, report_lines
 
 _EPILOG = """\
 examples:
@@ -22,7 +20,6 @@ examples:
   imager check --quick /mnt/backup/*.img   structure only, in seconds
   imager check sda.img --against /dev/sda  is the disk still as it was?
 """
-_SHOWN = 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,10 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             continue
         if result.verdict == "failed":
-            _say_failed(_report_lines(result), arguments.quiet)
+            _say_failed(report_lines(result), arguments.quiet)
         elif not arguments.quiet:
             same = [f"  {arguments.against} holds the same"] if arguments.against else []
-            _say(_report_lines(result) + same)
+            _say(report_lines(result) + same)
     if arguments.json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
     failures = [status for status in statuses if status not in (EXIT_OK, EXIT_DEGRADED)]
@@ -103,45 +100,6 @@ def _status(result: CheckResult) -> int:
     return ImageError.exit_code
 
 
-def _report_lines(result: CheckResult) -> list[str]:
-    how = "structure only" if result.quick else "every chunk decoded and hashed"
-    lines = [
-        f"{result.path}: {result.verdict} ({format_size(result.image_size)}, {how}, "
-        f"{format_duration(result.seconds)})"
-    ]
-    if result.completeness is not Completeness.COMPLETE:
-        lines.append(f"  the image is {result.completeness.value}: its end is missing")
-    lines += [f"  {problem.message}" for problem in result.problems[:_SHOWN]]
-    if len(result.problems) > _SHOWN:
-        lines.append(f"  and {len(result.problems) - _SHOWN} more problems")
-    if result.lost:
-        lines.append(f"  lost: {_where(result, result.lost)}")
-        intact = result.head.disk_size - result.lost.total
-        lines.append(f"  can still be read: {format_size(intact)} of the disk (--salvage)")
-    elif result.problems:
-        lines.append("  nothing of the disk is lost by it: imager restore still works")
-    if result.unreadable:
-        hit = _where(result, result.unreadable)
-        lines.append(f"  could not be read when it was captured: {hit}")
-    if result.differing:
-        hit = _where(result, result.differing)
-        lines.append(f"  the disk differs: {hit}")
-    return lines
-
-
-def _where(result: CheckResult, ranges: Extents) -> str:
-    """How much, and which partitions it hits."""
-    hit = ", ".join(_volumes_hit(result, ranges))
-    return f"{format_size(ranges.total)} in {len(ranges)} places: {hit}"
-
-
-def _volumes_hit(result: CheckResult, ranges: Extents) -> list[str]:
-    try:
-        return volumes_hit(layout_of(result.head), ranges)
-    except ImageError:
-        return ["where, the image's layout does not tell"]
-
-
 def _report_json(result: CheckResult) -> dict[str, object]:
     return {
         "image": str(result.path),
@@ -150,7 +108,7 @@ def _report_json(result: CheckResult) -> dict[str, object]:
         "quick": result.quick,
         "problems": [problem.message for problem in result.problems],
         "lost": [list(pair) for pair in result.lost],
-        "lost_volumes": _volumes_hit(result, result.lost),
+        "lost_volumes": lost_volumes(result, result.lost),
         "unreadable": [list(pair) for pair in result.unreadable],
         "differing": [list(pair) for pair in result.differing],
         "seconds": round(result.seconds, 3),

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from imager.check import layout_of
 from imager.cli.arguments import add_common
-from imager.cli.layout import layout_lines
 from imager.cli.text import format_age, format_size, printable, say
 from imager.disk.identity import Identity
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError
 from imager.image.format import INCOMPATIBLE_PARTIAL, ChunkKind, RangeKind
 from imager.image.index import Segment
 from imager.image.reader import Completeness, ImageReader
+from imager.words.layout import layout_lines
 
 _EPILOG = """\
 examples:

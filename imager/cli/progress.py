@@ -7,24 +7,14 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from imager.cli.text import format_duration, format_size
+from imager.cli.text import format_size
+from imager.words.progress import phase_words, rate_and_rest
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _LINE_SECONDS = 30.0
 """How often a line is written where there is no terminal."""
-
-_WORDS = {
-    "capture": "Capturing",
-    "resume": "Comparing what is there",
-    "sample": "Sampling",
-    "check": "Checking",
-    "compare": "Comparing with the disk",
-    "write": "Writing",
-    "read back": "Reading back",
-}
-
 
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left"
 
@@ -73,7 +63,7 @@ class ProgressDisplay:
             from tqdm import tqdm  # takes a while, and jobs have no terminal
 
             self._bar = tqdm(
-                desc=_title(phase),
+                desc=phase_words(phase),
                 total=total or None,
                 leave=total > 0,
                 unit="B",
@@ -86,15 +76,9 @@ class ProgressDisplay:
     def _line(self, done: int, total: int) -> None:
         self._shown = time.monotonic()
         seconds = self._shown - self._begun
-        rate = done / seconds if seconds else 0
-        left = format_duration((total - done) / rate) if rate else "?"
         print(
-            f"{_title(self._phase)}: {100 * done // total}% of {format_size(total)}, "
-            f"{format_size(int(rate))}/s, {left} left",
+            f"{phase_words(self._phase)}: {100 * done // total}% of {format_size(total)}, "
+            f"{rate_and_rest(done, total, seconds)}",
             file=sys.stderr,
             flush=True,
         )
-
-
-def _title(phase: str) -> str:
-    return _WORDS.get(phase, phase.capitalize())

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from imager.cli.arguments import add_common, add_threads
-from imager.cli.layout import layout_lines, volume_name, volumes_hit
+from imager.cli.confirm import confirm
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size, printable, say
-from imager.disk.inventory import Disk, list_disks
-from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, RefusedError, UsageError
+from imager.cli.text import say
+from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.origin import FileOrigin, Origin, StreamOrigin
 from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
+from imager.words.layout import volumes_hit
+from imager.words.restore import plan_lines, result_lines
 
 _EPILOG = """\
 examples:
@@ -98,94 +98,24 @@ def run(arguments: argparse.Namespace) -> int:
         plan = plan_restore(origin, arguments.target, options)
         talk = not (arguments.json or arguments.quiet) or not (arguments.yes or arguments.dry_run)
         if talk:
-            for line in _plan_lines(plan):
+            for line in plan_lines(plan):
                 say(line)
         if arguments.dry_run:
             if arguments.json:
                 print(json.dumps(_plan_json(plan), indent=2))
             return EXIT_OK
         if not arguments.yes:
-            _confirm(plan)
+            confirm(plan.target.name)
         with ProgressDisplay(arguments.quiet) as progress:
             result = restore(origin, plan, progress)
     if arguments.json:
         print(json.dumps(_result_json(plan, result), indent=2))
     elif not arguments.quiet:
-        for line in _result_lines(plan, result):
+        for line in result_lines(plan, result):
             say(line)
     if result.verdict == "failed":
         return ImageError.exit_code
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
-
-
-def _confirm(plan: RestorePlan) -> None:
-    """Have the target's name typed at the terminal; RefusedError otherwise."""
-    name = plan.target.name
-    sys.stdout.flush()
-    try:
-        # Standard input may be the image.
-        with Path("/dev/tty").open("r+b", buffering=0) as terminal:
-            terminal.write(f"Type {printable(name)} to go on, anything else to stop: ".encode())
-            answer = terminal.readline().decode(errors="replace").strip()
-    except OSError:
-        raise RefusedError(
-            "there is no terminal to ask at: look at the plan with --dry-run, then add --yes"
-        ) from None
-    if answer != name:
-        raise RefusedError("not confirmed: nothing was written")
-
-
-def _plan_lines(plan: RestorePlan) -> Iterator[str]:
-    yield f"Image   {plan.image or 'standard input'}"
-    facts = plan.head.facts
-    host = facts.get("host")
-    name = host.get("name") if isinstance(host, dict) else None
-    yield f"        {printable(str(name))}, {printable(str(facts.get('created')))}"
-    yield f"Target  {printable(plan.target.describe())}"
-    yield "On it now (all of it will be lost):" if plan.options.partition is None else "On it now:"
-    for line in _current_lines(plan):
-        yield f"  {line}"
-    if plan.options.partition is None:
-        yield "On it afterwards:"
-        yield from (f"  {line}" for line in layout_lines(plan.layout))
-    else:
-        for volume in plan.volumes:
-            label = f" {printable(volume.label)}" if volume.label else ""
-            yield (
-                f"On it afterwards: {volume_name(volume)} of the image, "
-                f"{volume.kind or 'unknown content'}{label}, {format_size(volume.size)}"
-            )
-    for warning in plan.warnings:
-        yield f"Note: {warning}"
-
-
-def _current_lines(plan: RestorePlan) -> Iterator[str]:
-    """What is on the target now, as far as can be told."""
-    if plan.target.kind == "file":
-        yield "a disk-image file" if Path(plan.target.path).exists() else "nothing: a new file"
-        return
-    for disk in list_disks():
-        if disk.identity.name == plan.target.name:
-            yield from _disk_lines(disk)
-            return
-        for partition in disk.partitions:
-            if partition.name == plan.target.name:
-                found = partition.contents
-                yield f"{found.kind or 'nothing known'} {printable(found.label or '')}".strip()
-                return
-    yield "nothing known"
-
-
-def _disk_lines(disk: Disk) -> Iterator[str]:
-    if not disk.partitions:
-        label = printable(disk.contents.label or "")
-        yield f"{disk.contents.kind or 'nothing known'} {label}".strip()
-    for partition in disk.partitions:
-        found = partition.contents
-        yield (
-            f"{partition.number}  {found.kind or '-'}  {printable(found.label or '-')}  "
-            f"{format_size(partition.size)}"
-        )
 
 
 def _plan_json(plan: RestorePlan) -> dict[str, object]:
@@ -197,29 +127,6 @@ def _plan_json(plan: RestorePlan) -> dict[str, object]:
         "layout": plan.layout.to_json(),
         "warnings": list(plan.warnings),
     }
-
-
-def _result_lines(plan: RestorePlan, result: RestoreResult) -> Iterator[str]:
-    yield (
-        f"{plan.target.path}: {format_size(result.written)} written, "
-        f"{format_size(result.zeroed)} zeroed, in {format_duration(result.seconds)}"
-    )
-    if result.unchanged:
-        yield f"{format_size(result.unchanged)} were right already"
-    if result.discarded:
-        yield f"{format_size(result.discarded)} of unused space discarded"
-    if result.read_back:
-        yield "read back and compared: equal"
-    for note in result.notes:
-        yield f"note: {note}"
-    for words, ranges in (
-        ("are zeros, as they could not be read when captured", result.unreadable),
-        ("are damaged in the image and were left as they were on the target", result.lost),
-    ):
-        if ranges:
-            hit = ", ".join(volumes_hit(plan.layout, ranges))
-            yield f"{ranges.total} bytes in {len(ranges)} places {words}: {hit}"
-    yield f"verdict: {result.verdict}"
 
 
 def _result_json(plan: RestorePlan, result: RestoreResult) -> dict[str, object]:

@@ -97,6 +97,13 @@ def zero_range(fd: int, offset: int, length: int) -> None:
     _fallocate(fd, _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE, offset, length)
 
 
+def sync_file_system(fd: int) -> None:
+    """Write back all of the file system that a file or folder is on."""
+    if _LIBC.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def loop_info(fd: int) -> LoopInfo:
     """What a loop device is attached to; OSError ENXIO where it is to nothing."""
     answer = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64.size))

@@ -164,7 +164,7 @@ def resolve(name: str, system: System | None = None) -> Path:
         identity_of(disk, system.tree.node(disk), listing, system) for disk in system.tree.disks()
     ]
     disks = [disk for disk in disks if disk.size]
-    found = [disk for disk in disks if _same(disk.serial if key == "serial" else disk.wwn, wanted)]
+    found = [disk for disk in disks if is_named(disk, key, wanted)]
     if len(found) == 1:
         return Path(found[0].path)
     if found:
@@ -200,7 +200,9 @@ def _transport_of_driver(name: str, system: System) -> str | None:
     return next((bus for bus in ("virtio", "mmc") if f"/{bus}" in place), None)
 
 
-def _same(text: str | None, wanted: str) -> bool:
+def is_named(disk: Identity, key: str, wanted: str) -> bool:
+    """Whether a disk's "serial" or "wwn" is `wanted`, however either is written."""
+    text = disk.serial if key == "serial" else disk.wwn
     return _bare(text) == _bare(wanted) if text else False
 
 

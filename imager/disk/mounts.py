@@ -24,6 +24,8 @@ class Mount(NamedTuple):
     super_options: frozenset[str]
     process: int | None = None
     """A process that sees it where we do not; None for our own mounts."""
+    root: str = "/"
+    """Which folder of the file system is mounted: "/" is all of it."""
 
     @property
     def writable(self) -> bool:
@@ -56,6 +58,7 @@ def parse_mountinfo(text: str, process: int | None = None) -> Iterator[Mount]:
             source=_unescape(rest[1]),
             super_options=frozenset(_unescape(rest[2]).split(",")),
             process=process,
+            root=_unescape(fields[3]),
         )
 
 

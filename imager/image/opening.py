@@ -12,6 +12,7 @@ from imager.image.format import OPENING_SIZE, SKIPPABLE, SKIPPABLE_TEXT
 from imager.image.frames import guard_frame, skippable
 
 UNFINISHED = "UNFINISHED: its capture is still running, or was interrupted"
+_MARK = "\nimager disk image "
 PARTIAL = "PARTIAL: some partitions of the disk were left out on request"
 
 
@@ -32,7 +33,7 @@ def plain_opening(disk_size: int, split: bool) -> bytes:
         where = "X is this file"
     return _fill(
         b"",
-        f"\nimager disk image 1: a zstd stream of a whole disk of {disk_size} bytes.\n"
+        f"{_MARK}1: a zstd stream of a whole disk of {disk_size} bytes.\n"
         f"To restore it without imager ({where};\nall on /dev/sdX is overwritten):\n{commands}",
     )
 
@@ -41,7 +42,7 @@ def guard_opening(why: str) -> bytes:
     """The opening of an image that plain `zstd` must refuse, and `why`."""
     return _fill(
         guard_frame(),
-        f"\nimager disk image 1, {why}.\n"
+        f"{_MARK}1, {why}.\n"
         "zstd alone cannot restore it and stops here (dictionary mismatch).\n"
         "Use: imager info, imager restore.\n",
     )
@@ -50,6 +51,14 @@ def guard_opening(why: str) -> bytes:
 def is_guarded(opening: bytes) -> bool:
     """Whether these first bytes of an image are a guard."""
     return opening.startswith(guard_frame())
+
+
+def is_opening(data: bytes) -> bool:
+    """Whether a file that begins with these bytes (512, or fewer) says that it is an image."""
+    before = guard_frame() if is_guarded(data) else b""
+    text = data[len(before) + SKIPPABLE.size :]
+    magic = SKIPPABLE_TEXT.to_bytes(4, "little")
+    return data.startswith(before + magic) and text.startswith(_MARK.encode())
 
 
 def _fill(before: bytes, text: str) -> bytes:

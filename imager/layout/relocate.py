@@ -6,13 +6,16 @@ Source: UEFI specification 2.10, sections 5.2.3 (protective MBR) and 5.3.2 (head
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 from imager.errors import NotUnderstoodError, RefusedError
 from imager.filesystems import Volume
 from imager.layout import boot_record
 from imager.layout.gpt import (
+    ENTRY,
     HEADER,
     PRIMARY_LBA,
+    Entry,
     Gpt,
     Header,
     array_sectors,
@@ -21,14 +24,19 @@ from imager.layout.gpt import (
 )
 
 _MAX_LBA32 = 0xFFFFFFFF
+_TYPE_SIZE = 16
+"""Bytes of an entry's type, which come first; all zero where the entry is free."""
 
 
-def relocate(source: Volume, new_size: int) -> tuple[tuple[int, bytes], ...]:
+def relocate(
+    source: Volume, new_size: int, added: Sequence[Entry] = ()
+) -> tuple[tuple[int, bytes], ...]:
     """The (offset, bytes) to write so that the GPT of `source` fits a disk of `new_size` bytes.
 
     `source` is the disk, or its image, that the table describes; the other disk has the same sector
     size. A damaged copy is made anew from the good one. Boot code and hybrid records stay. The
-    pieces come in the order in which to write them, what makes the table visible last.
+    pieces come in the order in which to write them, what makes the table visible last. `added` are
+    partitions that go into the first free entries.
     Raises NotUnderstoodError as `gpt.read_gpt`, and RefusedError where the partitions do not fit.
     """
     unit = source.sector_size
@@ -40,14 +48,18 @@ def relocate(source: Volume, new_size: int) -> tuple[tuple[int, bytes], ...]:
         raise RefusedError(f"the partitions do not fit: the disk needs at least {needed} bytes")
     primary_array = _primary_array(gpt, length)
     backup_array = last - length
-    header = gpt.good.header._replace(last_usable_lba=backup_array - 1)
+    entries = _with_entries(gpt.good.header, gpt.good.array, added)
+    header = gpt.good.header._replace(
+        last_usable_lba=backup_array - 1, partition_entry_array_crc32=zlib.crc32(entries)
+    )
+    list_partitions(header, entries, unit)
     primary = header._replace(
         my_lba=PRIMARY_LBA, alternate_lba=last, partition_entry_lba=primary_array
     )
     backup = header._replace(
         my_lba=last, alternate_lba=PRIMARY_LBA, partition_entry_lba=backup_array
     )
-    array = gpt.good.array.ljust(length * unit, b"\0")
+    array = entries.ljust(length * unit, b"\0")
     return (
         (backup_array * unit, array),
         (last * unit, _sealed(backup, gpt.good.block)),
@@ -64,6 +76,23 @@ def smallest_size(gpt: Gpt, sector_size: int) -> int:
     end = max((partition.end for partition in partitions), default=0)
     end = max(end, header.first_usable_lba * sector_size)
     return end + (array_sectors(header, sector_size) + 1) * sector_size
+
+
+def _with_entries(header: Header, array: bytes, added: Sequence[Entry]) -> bytes:
+    """The entry array with `added` in its first free entries; RefusedError where it is full."""
+    entries = bytearray(array)
+    size = header.size_of_partition_entry
+    free = (
+        place
+        for place in range(0, len(entries), size)
+        if not any(array[place : place + _TYPE_SIZE])
+    )
+    for entry in added:
+        place = next(free, None)
+        if place is None:
+            raise RefusedError("the partition table has no free entry")
+        ENTRY.pack_into(entries, place, *entry)
+    return bytes(entries)
 
 
 def _primary_array(gpt: Gpt, length: int) -> int:
@@ -86,7 +115,7 @@ def _sealed(header: Header, block: bytes) -> bytes:
 def _protective(sector: bytes, last: int) -> bytes:
     """Sector 0 whose protective record, if it is alone, spans the disk up to LBA `last`."""
     entries = boot_record.read_entries(sector)
-    if entries is None or sum(1 for entry in entries if entry.size_in_lba) != 1:
+    if entries is None or sum(1 for entry in entries if entry.os_type) != 1:
         return sector
     fitted = [
         entry._replace(size_in_lba=min(last, _MAX_LBA32))

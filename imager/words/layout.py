@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from imager.cli.text import format_size, printable
 from imager.extents import Extents
 from imager.layout.model import DiskLayout, VolumeLayout
+from imager.wording import format_size, printable
 
 _TABLES = {"gpt": "GPT", "mbr": "MBR", "none": "no partition table"}
 

@@ -1,0 +1,127 @@
+"""The machine that builds: its programs, its package sources, where it keeps what can be used again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bootmedia.recipe import COMPONENTS, EPOCH, SUITE
+from imager.disk import programs
+from imager.errors import ImagerError, MissingToolError, UsageError
+
+_TOOLS = (
+    ("mmdebstrap", "mmdebstrap"),
+    ("mksquashfs", "squashfs-tools"),
+    ("xorriso", "xorriso"),
+    ("mformat", "mtools"),
+)
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SUITES = {"Debian": (SUITE, f"{SUITE}-updates"), "Debian-Security": (f"{SUITE}-security",)}
+"""Which suites of ours a source with this label carries."""
+
+
+def require_tools() -> None:
+    """Raise MissingToolError, in one line with all packages to install, unless all is there."""
+    tools = [*_TOOLS]
+    if not is_root():
+        tools.append(("newuidmap", "uidmap"))
+    packages = [package for program, package in tools if not _is_there(program)]
+    if not _KEYRING.exists():
+        packages.append("debian-archive-keyring")
+    if packages:
+        raise MissingToolError(
+            f"building the medium needs more programs: apt-get install {' '.join(packages)}"
+        )
+
+
+def is_root() -> bool:
+    """Whether the build runs as root, so without user namespaces."""
+    return os.geteuid() == 0
+
+
+def epoch() -> int:
+    """SOURCE_DATE_EPOCH, else the recipe's; UsageError where it is no number of seconds."""
+    text = os.environ.get("SOURCE_DATE_EPOCH", str(EPOCH))
+    if not text.isdecimal():
+        raise UsageError(f"SOURCE_DATE_EPOCH is {text!r}, which is not a number of seconds")
+    return int(text)
+
+
+def default_cache() -> Path:
+    """The folder for what can be used again: below $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "imager" / "bootmedia"
+
+
+def sources() -> tuple[str, ...]:
+    """Lines of package sources for the recipe's release, from where this machine gets Debian.
+
+    Empty where the machine has none: mmdebstrap then knows its own.
+    """
+    if shutil.which("apt-get") is None:
+        return ()
+    listing = subprocess.run(
+        ("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    places = [line.partition(" ")[::2] for line in dict.fromkeys(listing.stdout.splitlines())]
+    if not any(label == "Debian" for label, _ in places):
+        return ()
+    return tuple(
+        f"deb [signed-by={_KEYRING}] {place} {suite} {' '.join(COMPONENTS)}"
+        for label, place in places
+        for suite in _SUITES.get(label, ())
+    )
+
+
+def run(
+    command: Sequence[str | Path],
+    what: str,
+    log: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    stdin: int | None = subprocess.DEVNULL,
+) -> str:
+    """Run a program of the host; returns what it printed, which goes to `log` too.
+
+    Raises ImagerError, which says that `what` failed and the program's own reason.
+    """
+    program = programs.find(str(command[0]), str(command[0]))
+    done = subprocess.run(
+        (program, *map(str, command[1:])),
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
+        check=False,
+    )
+    if log is not None:
+        with log.open("a") as file:
+            file.write(f"+ {shlex.join(map(str, command))}\n{done.stdout}")
+    if done.returncode:
+        raise ImagerError(f"{what} failed: {_reason(done.stdout)}{f' (log: {log})' if log else ''}")
+    return done.stdout
+
+
+def _reason(output: str) -> str:
+    """The line of a program's output that says most."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("E:", "FATAL", "xorriso : F"))]
+    return (errors or lines[-1:] or ["it said nothing"])[0]
+
+
+def _is_there(program: str) -> bool:
+    try:
+        programs.find(program, program)
+    except MissingToolError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What the program says of plans and results, in lines for a person: the same in every interface."""

@@ -1,0 +1,30 @@
+"""A capture in words."""
+
+from __future__ import annotations
+
+from imager.capture import CaptureResult
+from imager.wording import format_duration, format_size
+from imager.words.layout import layout_lines, volumes_hit
+
+
+def result_lines(result: CaptureResult) -> list[str]:
+    """What a capture stored, the verdict last."""
+    lines = list(layout_lines(result.layout))
+    if result.resumed:
+        lines.append(f"{format_size(result.resumed)} of the disk were taken over from before")
+    if result.unreadable:
+        hit = ", ".join(volumes_hit(result.layout, result.unreadable))
+        lines.append(
+            f"{result.unreadable.total} bytes in {len(result.unreadable)} places could not be read "
+            f"and are zeros in the image: {hit}"
+        )
+        lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    names = ", ".join(str(path) for path in result.image.files) or "standard output"
+    lines.append(
+        f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "
+        f"on a disk of {format_size(result.disk_size)}, in {format_duration(result.seconds)}"
+    )
+    if result.check is not None:
+        lines.append(f"checked: {result.check.verdict}")
+    lines.append(f"verdict: {result.verdict}")
+    return lines
