@@ -311,7 +311,7 @@ def _head(
             "level": options.level,
             "consistency": "crash" if busy else "offline",
             "note": options.note,
-            "parents": [parent.reference.to_json()] if parent else [],
+            "parents": [each.to_json() for each in parent.references] if parent else [],
             "layout": analysis.layout.to_json(),
             "table": _table_sectors(device, analysis.layout.table.extents),
         },
