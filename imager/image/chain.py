@@ -322,7 +322,7 @@ class _KeptSegments:
             return found
 
     def _load(self, image: int, place: int) -> _Found | LostRange:
-        segment = self._images[image].segment(place)
+        segment = self._images[image].segment(place, self._images[image].items()[place])
         if isinstance(segment, LostRange):
             return self._named(image, segment)
         chunk_size = self._images[image].head.chunk_size
