@@ -7,18 +7,17 @@ The source is only ever read.
 
 from __future__ import annotations
 
-import datetime
-import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
+from imager.description import describe, now
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
@@ -26,19 +25,19 @@ from imager.extents import Extents
 from imager.image.codec import ChunkEncoder
 from imager.image.format import (
     DEFAULT_CHUNK,
-    INCOMPATIBLE_PARTIAL,
     MAX_CHUNK,
     MIN_CHUNK,
 )
 from imager.image.hashing import hash_algorithm
-from imager.image.head import Head, Json
+from imager.image.head import Json
+from imager.image.parents import ParentReference
 from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image.writer import WrittenImage, require_room
 from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
+from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
-from imager.version import VERSION
 
 DEFAULT_LEVEL = 3
 MAX_LEVEL = 19
@@ -74,6 +73,10 @@ class CaptureOptions:
     """The machine's name, where another system than its own captures it."""
     sector_size: int | None = None
     """Of a plain disk-image file, bytes; devices know theirs."""
+    parent: Path | None = None
+    """Store only what differs from this image, which gives chunk size and hash algorithm, too."""
+    distrusted: Extents = field(default_factory=Extents)
+    """Disk ranges in which the parent is known to be damaged: they are stored whole."""
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -86,6 +89,8 @@ class CaptureOptions:
         thread_count(self.threads)
         if self.only and self.exclude:
             raise UsageError("--only and --exclude cannot be used together")
+        if self.distrusted and self.parent is None:
+            raise UsageError("without a parent image there is nothing to distrust")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class CaptureResult:
     """A finished capture."""
 
     verdict: str
-    """`ok`, or `degraded` where sectors could not be read."""
+    """`ok`; `degraded` where sectors could not be read; `failed` where the parent has gone."""
     image: WrittenImage
     uuid: str
     layout: DiskLayout
@@ -106,6 +111,12 @@ class CaptureResult:
     resumed: int
     """Disk bytes taken over from an interrupted capture."""
     seconds: float
+    parent: ParentReference | None = None
+    """What the image refers to, if it is incremental."""
+    inherited: int = 0
+    """Disk bytes in chunks that are the parent's."""
+    parent_problem: str = ""
+    """Why the image cannot be read although it was written: its parent has gone meanwhile."""
     check: CheckResult | None = None
     """Of the image just written, if asked for."""
 
@@ -132,24 +143,33 @@ def capture(
 
     Raises RefusedError where the source is in use or the image would lie on it, ReadFailedError at
     an unreadable sector in use (unless asked to go on), WriteFailedError where the image cannot be
-    written; a `.partial` file then stays for `resume`.
+    written; a `.partial` file then stays for `resume`. With a parent also ImageError where that is
+    not complete or its structure is damaged, RefusedError where it does not fit.
+
+    That the parent is gone when all is written is no error but a result: `parent_problem`.
     """
     begun = time.monotonic()
-    with SourceDevice(Path(source), sector_size=options.sector_size) as device:
+    with (
+        SourceDevice(Path(source), sector_size=options.sector_size) as device,
+        _open_parent(options, progress) as parent,
+    ):
         busy = _check_source(device, image, options)
+        if parent is not None:
+            parent.require_fit(image, device.size, device.sector_size)
         analysis = _analyse(device, options, busy, progress)
-        head = _head(device, analysis, options, bool(busy))
+        head = describe(device, analysis, options, bool(busy), parent)
         require_room(head, analysis.used, options.split)
         with (
             _open_sink(image, options) as sink,
-            ImageFiller(device, analysis, head, sink, options, progress) as filler,
+            ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
         ):
             filler.fill(progress)
             unreadable = filler.unreadable()
             used = analysis.used.total
             written = filler.finish(_results(used, filler.zero, unreadable))
+        problem = parent.problem_now(written.files) if parent else ""
         result = CaptureResult(
-            verdict=_verdict(unreadable),
+            verdict="failed" if problem else _verdict(unreadable),
             image=written,
             uuid=str(uuid.UUID(bytes=filler.uuid)),
             layout=analysis.layout,
@@ -159,6 +179,9 @@ def capture(
             unreadable=unreadable,
             resumed=filler.resumed,
             seconds=time.monotonic() - begun,
+            parent=parent.reference if parent else None,
+            inherited=filler.inherited,
+            parent_problem=problem,
         )
     if options.verify and isinstance(image, Path):
         checked = check(image, threads=options.threads, progress=progress)
@@ -173,8 +196,11 @@ def preview(
 ) -> Preview:
     """What `capture` would store and why, and about how large the image would be.
 
-    Compresses a sample: 256 chunks evenly spread over those in use.
+    Compresses a sample: 256 chunks evenly spread over those in use. Always of a full image:
+    UsageError for one with a parent.
     """
+    if options.parent is not None:
+        raise UsageError("--dry-run says how large a full image would be: leave out --parent")
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
         busy = _check_source(device, None, options)
         analysis = _analyse(device, options, busy, progress)
@@ -211,6 +237,12 @@ def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
         yield sink
     finally:
         sink.close()
+
+
+def _open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
+    if options.parent is None:
+        return nullcontext()
+    return ParentImage(options.parent, options.distrusted, progress)
 
 
 _BUSY = "the disk was in use"
@@ -255,55 +287,6 @@ def _analyse(
     )
 
 
-def _head(device: SourceDevice, analysis: Analysis, options: CaptureOptions, busy: bool) -> Head:
-    return Head(
-        disk_size=device.size,
-        chunk_size=options.chunk_size,
-        sector_size=device.sector_size,
-        split=options.split is not None,
-        incompatible=INCOMPATIBLE_PARTIAL if analysis.excluded else 0,
-        facts={
-            "created": _now(),
-            "tool": f"imager {VERSION}",
-            "host": _host(options.host),
-            "source": device.identity.to_json(),
-            "physical_sector_size": device.physical_sector_size,
-            "level": options.level,
-            "consistency": "crash" if busy else "offline",
-            "note": options.note,
-            "parents": [],
-            "layout": analysis.layout.to_json(),
-            "table": _table_sectors(device, analysis.layout.table.extents),
-        },
-    )
-
-
-def _table_sectors(device: SourceDevice, extents: Extents) -> list[list[object]]:
-    """The partition table's sectors that are not zero, as [byte offset, hexadecimal]."""
-    sectors: list[list[object]] = []
-    for start, end in extents:
-        for offset in range(start, end, device.sector_size):
-            data = device.read(offset, min(device.sector_size, end - offset))
-            if any(data):
-                sectors.append([offset, data.hex()])
-    return sectors
-
-
-def _host(name: str | None) -> dict[str, object]:
-    """The machine, and the system that captures it."""
-    try:
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        system = ""
-    return {
-        "name": name or platform.node(),
-        "system": system or platform.system(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "firmware": "uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
-    }
-
-
 def _verdict(unreadable: Extents) -> str:
     return "degraded" if unreadable else "ok"
 
@@ -312,13 +295,9 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     """The manifest's facts."""
     return {
         "verdict": _verdict(unreadable),
-        "finished": _now(),
+        "finished": now(),
         "used": used,
         "zero": zero,
         "unreadable_bytes": unreadable.total,
         "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
     }
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -19,7 +19,17 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
-_COMMANDS = ("devices", "capture", "check", "info", "restore", "rescue", "bootmedia")
+_COMMANDS = (
+    "devices",
+    "capture",
+    "check",
+    "info",
+    "diff",
+    "restore",
+    "export",
+    "rescue",
+    "bootmedia",
+)
 
 _EPILOG = """\
 A first backup and its way back:

@@ -11,7 +11,7 @@ from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview
 from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import format_size, size_argument
-from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
+from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
 from imager.words.capture import result_lines
@@ -25,6 +25,7 @@ examples:
   imager capture --split 4G /dev/sda /mnt/fat/sda    parts for a FAT32 stick
   imager capture --exclude 3 /dev/sda sda.img        without partition 3
   imager capture --resume /dev/sda sda.img           go on after a crash
+  imager capture --parent mon.img /dev/sda tue.img   only what differs from mon.img
   imager capture /dev/sda - | ssh nas 'cat > sda.img'
 """
 
@@ -82,6 +83,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SIZE",
         help="write parts IMAGE.0001 and so on of at most SIZE, 64MiB to 4GiB",
     )
+    parser.add_argument(
+        "--parent",
+        type=Path,
+        metavar="IMAGE",
+        help="store only what differs from this image of the same disk, which lies in the same "
+        "folder and must be kept; it also gives the chunk size",
+    )
     parser.add_argument("--note", default="", help="a line to be kept in the image")
     parser.add_argument(
         "--dry-run",
@@ -131,6 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         verify=arguments.verify,
         crash_consistent=arguments.consistency == "crash",
         sector_size=arguments.sector_size,
+        parent=arguments.parent,
     )
     if arguments.dry_run:
         with ProgressDisplay(arguments.quiet) as progress:
@@ -149,6 +158,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_result_json(result), indent=2), file=out)
     elif not arguments.quiet:
         print("\n".join(result_lines(result)), file=out)
+    if result.parent_problem:
+        raise ImageError(f"the image was written, but cannot be read: {result.parent_problem}")
     if result.check is not None:
         result.check.require_good()
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
@@ -171,6 +182,9 @@ def _result_json(result: CaptureResult) -> dict[str, object]:
         "zero": result.zero,
         "unreadable": [list(pair) for pair in result.unreadable],
         "resumed": result.resumed,
+        "parent": result.parent.to_json() if result.parent else None,
+        "inherited": result.inherited,
+        "parent_problem": result.parent_problem or None,
         "seconds": round(result.seconds, 3),
         "check": result.check.verdict if result.check else None,
         "layout": result.layout.to_json(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imager.capture import CaptureResult
-from imager.wording import format_duration, format_size
+from imager.wording import format_duration, format_size, printable
 from imager.words.layout import layout_lines, volumes_hit
 
 
@@ -19,6 +19,10 @@ def result_lines(result: CaptureResult) -> list[str]:
             f"and are zeros in the image: {hit}"
         )
         lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    if result.parent is not None:
+        lines.append(
+            f"{format_size(result.inherited)} of the disk are as in {printable(result.parent.file)}"
+        )
     names = ", ".join(str(path) for path in result.image.files) or "standard output"
     lines.append(
         f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "

@@ -10,6 +10,9 @@ PHASES = {
     "sample": "Sampling",
     "check": "Checking",
     "compare": "Comparing with the disk",
+    "survey": "Going through the image",
+    "export": "Exporting",
+    "diff": "Comparing the images",
     "write": "Writing",
     "read back": "Reading back",
 }
