@@ -19,7 +19,17 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
-_COMMANDS = ("devices", "capture", "check", "info", "restore")
+_COMMANDS = (
+    "devices",
+    "capture",
+    "check",
+    "info",
+    "restore",
+    "store",
+    "list",
+    "prune",
+    "pin",
+)
 
 _EPILOG = """\
 A first backup and its way back:
@@ -40,6 +50,7 @@ Exit status:
   7  writing failed (disk full, device error)
   8  what was compared differs
   9  a program or package that is needed is not installed
+  10 the store is not there: its disk is not connected, or not mounted
   70 a fault in imager itself
   130, 143  interrupted, terminated
 """

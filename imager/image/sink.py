@@ -28,8 +28,10 @@ MAX_PART = (1 << 32) - 1
 """FAT32's largest file (bytes)."""
 
 
-PART_NAME = re.compile(r"(?P<image>.+)\.(?P<number>\d{4})(?P<last>\.last)?(?P<partial>\.partial)?")
-"""What a part may be called, finished or not."""
+PART_NAME = re.compile(
+    r"(?P<image>.+)\.(?P<number>\d{4})(?P<last>\.last|\.expired)?(?P<partial>\.partial)?"
+)
+"""What a part may be called, finished or not; an expired image's last part is renamed."""
 
 
 def part_path(image: Path, number: int, last: bool) -> Path:
@@ -164,10 +166,10 @@ class FileSink:
                     raise RefusedError(f"{path} has appeared meanwhile: it is not overwritten")
                 # The last name must not become durable before the others.
                 if number > 1 and number == len(self._files):
-                    _sync_directory(self._image.parent)
+                    sync_directory(self._image.parent)
                 self._partial(number).rename(path)
                 final.append(path)
-            _sync_directory(self._image.parent)
+            sync_directory(self._image.parent)
         except OSError as error:
             raise _write_error(self._image, error) from None
         self.close()
@@ -294,7 +296,8 @@ def _lock(fd: int, path: Path) -> None:
             raise
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
