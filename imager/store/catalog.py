@@ -96,8 +96,7 @@ class StoredImage:
     @property
     def parents(self) -> tuple[str, ...]:
         """The UUIDs of the images that it refers to."""
-        parents = self.head.facts.get("parents")
-        return tuple(str(p.get("uuid")) for p in parents) if isinstance(parents, list) else ()
+        return tuple(str(uuid_module.UUID(bytes=parent.uuid)) for parent in self.head.parents)
 
     @property
     def quality(self) -> Quality:
