@@ -58,6 +58,11 @@ def key_of_head(head: Head) -> str:
     return key
 
 
+def is_of(identity: Identity, key: str) -> bool:
+    """Whether a device with this identity may have this key; what is on it may be needed to tell."""
+    return _key(identity, "none", None, None) in (None, key)
+
+
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
