@@ -79,6 +79,8 @@ class CaptureOptions:
     """Store only what differs from this image, which gives chunk size and hash algorithm, too."""
     distrusted: Extents = field(default_factory=Extents)
     """Disk ranges in which the parent is known to be damaged: they are stored whole."""
+    created: datetime.datetime | None = None
+    """What the image says when it was captured, with its zone; None: now."""
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -303,7 +305,7 @@ def _head(
         split=options.split is not None,
         incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
         facts={
-            "created": _now(),
+            "created": _time_text(options.created),
             "tool": f"imager {VERSION}",
             "host": _host(),
             "source": device.identity.to_json(),
@@ -351,7 +353,7 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     """The manifest's facts."""
     return {
         "verdict": _verdict(unreadable),
-        "finished": _now(),
+        "finished": _time_text(None),
         "used": used,
         "zero": zero,
         "unreadable_bytes": unreadable.total,
@@ -359,5 +361,5 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     }
 
 
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+def _time_text(moment: datetime.datetime | None) -> str:
+    return (moment or datetime.datetime.now().astimezone()).isoformat(timespec="seconds")

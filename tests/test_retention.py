@@ -35,6 +35,11 @@ def nights(count: int, last: datetime.datetime = NOW) -> list[Candidate]:
     return [image(last - datetime.timedelta(days=day)) for day in range(count)]
 
 
+def rule(name: str, count: int) -> Rules:
+    rules: Rules = replace(Rules(), **{name: count})  # type: ignore[arg-type]
+    return rules
+
+
 def kept(images: list[Candidate], rules: Rules, now: datetime.datetime = NOW) -> list[Candidate]:
     return [decision.image for decision in decide(images, rules, now) if decision.kept]
 
@@ -202,9 +207,9 @@ def test_rules_are_independent(images: list[Candidate], rules: Rules) -> None:
 def test_a_larger_number_keeps_no_less(
     images: list[Candidate], name: str, count: int, more: int
 ) -> None:
-    fewer = kept(images, replace(Rules(), **{name: count}))
-    larger = kept(images, replace(Rules(), **{name: count + more}))
-    every = kept(images, replace(Rules(), **{name: UNLIMITED}))
+    fewer = kept(images, rule(name, count))
+    larger = kept(images, rule(name, count + more))
+    every = kept(images, rule(name, UNLIMITED))
     assert {each.name for each in fewer} <= {each.name for each in larger}
     assert {each.name for each in larger} <= {each.name for each in every}
 
