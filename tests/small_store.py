@@ -14,21 +14,23 @@ from imager.store.catalog import DiskFolder, read_folder
 from imager.store.folder import Store, create_store
 from imager.store.prune import PruneReport, prune
 from imager.store.retention import Rules
+from tests.image_files import small_parts
 
 CHUNK = 1 << 16
 FIRST = datetime.datetime(2026, 11, 1, 2, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
-OPTIONS = CaptureOptions(chunk_size=CHUNK, threads=1)
 
 
 class SmallStore:
     """Captures a disk that changes at random, and knows what each image must give back."""
 
-    def __init__(self, folder: Path, seed: int = 1, chunks: int = 24) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 1, chunks: int = 24, split: int | None = None
+    ) -> None:
         self.store: Store = create_store(folder / "store")
         self.disk = folder / "disk"
         self.random = random.Random(seed)
-        self.chunks = chunks
+        self.options = CaptureOptions(chunk_size=CHUNK, threads=1, split=split)
         self.disk.write_bytes(self.random.randbytes(chunks * CHUNK))
         self.now = FIRST
         self.digests: dict[str, bytes] = {}
@@ -47,7 +49,8 @@ class SmallStore:
                 file.write(self.random.randbytes(size))
 
     def capture(self, **more: object) -> StoredCapture:
-        done = capture_into(self.store, self.disk, OPTIONS, self.now, **more)  # type: ignore[arg-type]
+        with small_parts():
+            done = capture_into(self.store, self.disk, self.options, self.now, **more)  # type: ignore[arg-type]
         self.digests[done.image.name] = done.result.image.content_digest
         self.now += DAY
         return done

@@ -81,7 +81,7 @@ def _row(image: StoredImage, now: datetime.datetime) -> tuple[str, ...]:
         f"  {image.created:%Y-%m-%d %H:%M}",
         format_size(image.files.allocated()),
         "incremental" if image.parents else "full",
-        image.verdict,
+        "orphaned" if image.orphaned else image.verdict,
         checked,
         "pinned" if image.pinned else "",
     )
@@ -122,6 +122,7 @@ def _image_json(image: StoredImage) -> dict[str, object]:
         "size": image.files.size(),
         "allocated": image.files.allocated(),
         "verdict": image.verdict,
+        "orphaned": image.orphaned,
         "checked": check.when.isoformat() if check else None,
         "check_verdict": check.verdict if check else None,
         "lost": [list(pair) for pair in check.lost] if check else [],

@@ -82,6 +82,8 @@ class StoredImage:
     content_digest: bytes
     check: CheckRecord | None
     pinned: bool
+    orphaned: bool = False
+    """Whether an image that it needs is not in its folder."""
 
     @property
     def name(self) -> str:
@@ -101,7 +103,8 @@ class StoredImage:
     @property
     def quality(self) -> Quality:
         """How good it is, as far as known."""
-        if self.verdict == "unfinished" or (self.check is not None and not self.check.passed):
+        failed = self.check is not None and not self.check.passed
+        if self.verdict == "unfinished" or self.orphaned or failed:
             return Quality.DAMAGED
         return Quality.DEGRADED if self.verdict == "degraded" else Quality.GOOD
 
@@ -164,7 +167,18 @@ def read_folder(path: Path) -> DiskFolder:
         except (ImageError, ReadFailedError, OSError) as error:
             unreadable.append(Unreadable(files, str(error)))
     images.sort(key=lambda image: (image.created, image.name), reverse=True)
-    return DiskFolder(path, tuple(images), tuple(unreadable))
+    readable = {image.uuid: image for image in images if image.state is not State.PARTIAL}
+    found = tuple(replace(image, orphaned=_is_orphaned(image, readable)) for image in images)
+    return DiskFolder(path, found, tuple(unreadable))
+
+
+def _is_orphaned(image: StoredImage, readable: dict[str, StoredImage]) -> bool:
+    seen: set[str] = set()
+    step: StoredImage | None = image
+    while step is not None and step.parents and step.uuid not in seen:
+        seen.add(step.uuid)
+        step = readable.get(step.parents[0])
+    return step is None or bool(step.parents)
 
 
 def find_images(folder: Path) -> tuple[ImageFiles, ...]:
