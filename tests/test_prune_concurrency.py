@@ -19,7 +19,7 @@ from imager.store import capture as store_capture
 from imager.store import prune as store_prune
 from imager.store.catalog import State
 from imager.store.retention import Candidate, Decision, Rules
-from tests.small_store import CHUNK, SmallStore, require_content
+from tests.small_store import CHUNK, DAY, SmallStore, require_content
 
 STEPS: tuple[tuple[object, str], ...] = (
     (Path, "rename"),
@@ -124,27 +124,38 @@ def race(small: SmallStore, order: Sequence[bool]) -> None:
 NO_GRACE = store_prune.DEFAULT_GRACE * 0
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.lists(st.booleans(), max_size=150))
-def test_no_order_of_steps_hurts(
-    tmp_path_factory: pytest.TempPathFactory, order: list[bool]
-) -> None:
-    """The oldest is kept; the newest, which the capture builds upon, is given up meanwhile."""
-    small = SmallStore(tmp_path_factory.mktemp("race"), chunks=8)
+def make_tempting(folder: Path) -> SmallStore:
+    """The newest image is given up; the oldest, kept, borrows all of it but for chunk 2.
+
+    The disk holds what it held when the newest was captured: the next capture needs chunk 2.
+    """
+    small = SmallStore(folder, chunks=8)
+    small.now += 9 * DAY
     small.capture()
-    small.night(1, size=CHUNK - 20)
-    small.capture(full=True)
+    before = small.disk.read_bytes()
+    small.now -= 9 * DAY
     small.night(2, size=CHUNK - 20)
+    small.now += 20 * DAY
+    small.disk.write_bytes(before)
     small.write(3)
-    race(small, order)
+    return small
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=12))
+def test_no_order_of_steps_hurts(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[bool, int]]
+) -> None:
+    small = make_tempting(tmp_path_factory.mktemp("race"))
+    race(small, [who for who, count in order for _ in range(count)])
     shutil.rmtree(small.store.path.parent)
 
 
-@pytest.mark.parametrize("before", range(0, 60, 2))
+@pytest.mark.parametrize("before", range(60))
 def test_a_whole_prune_at_each_point_of_a_capture(tmp_path: Path, before: int) -> None:
-    small = SmallStore(tmp_path, chunks=8)
-    small.capture()
-    small.capture(full=True)
-    small.night(2, size=CHUNK - 20)
-    small.write(3)
-    race(small, [True] * before + [False] * 1000)
+    race(make_tempting(tmp_path), [True] * before + [False] * 1000)
+
+
+@pytest.mark.parametrize("before", range(40))
+def test_a_whole_capture_at_each_point_of_a_prune(tmp_path: Path, before: int) -> None:
+    race(make_tempting(tmp_path), [False] * before + [True] * 1000)

@@ -149,7 +149,7 @@ def _prune_folder(
     tally: _Tally,
 ) -> None:
     for image in _decide(read_folder(path), rules, now, tally):
-        actions.guard(actions.expire(image.files), now)
+        actions.expire(image.files)
         tally.expired.append(image.files.path)
     _reclaim(path, now, grace, tally)
 
@@ -160,7 +160,7 @@ def _reclaim(path: Path, now: datetime.datetime, grace: datetime.timedelta, tall
     for image in read_folder(path).images:
         if image.state is State.EXPIRED:
             since = actions.guarded_since(image.files)
-            if since is None:  # a crash, or a person, renamed it without the guard
+            if since is None:  # its name is new, or a crash came before the guard
                 actions.guard(image.files, now)
                 since = now
             if now - since >= grace:
