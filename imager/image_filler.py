@@ -10,7 +10,7 @@ from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.source import SourceDevice
 from imager.extents import Extents, ExtentsBuilder
 from imager.image.codec import ChunkEncoder
-from imager.image.format import MAX_ZERO_RUN, SEGMENT_RANGES, Base
+from imager.image.format import Base
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
 from imager.image.sink import FileSink, Sink
@@ -19,6 +19,7 @@ from imager.layout.analyse import Analysis
 from imager.parent_image import ParentCursor, ParentImage
 from imager.pipeline import Progress, ordered_map, thread_count
 from imager.resume import CapturePlan, find_remains
+from imager.zero_runs import ZeroRuns
 
 
 class Settings(Protocol):
@@ -69,16 +70,6 @@ class _Encoded(NamedTuple):
 
 _GOOD_DELTA = 32
 """A delta this many times smaller than its chunk is taken without trying anything else."""
-_ZERO_UNIT = 1 << 25
-"""Longer runs of zeros are cut to a multiple of this (bytes)."""
-
-
-class _PendingZeros(NamedTuple):
-    """A run of zeros not yet written, which the next chunks may lengthen."""
-
-    start: int
-    end: int
-    unreadable: list[tuple[int, int]]
 
 
 class ImageFiller:
@@ -129,13 +120,11 @@ class ImageFiller:
             self._writer.begin()
         self.resumed = self._writer.position
         """Disk bytes taken over from an interrupted capture."""
-        self.zero = remains.zero if remains else 0
-        """Disk bytes in chunks that are all zero, so far."""
+        self._zeros = ZeroRuns(self._writer, self._encoder, self._head.chunk_size)
+        self._zeros_before = remains.zero if remains else 0
         self.inherited = remains.inherited_bytes if remains else 0
         """Disk bytes in chunks that are the parent's, so far."""
         self._unreadable = ExtentsBuilder()
-        self._zero_hashes: dict[int, bytes] = {}
-        self._pending_zeros: _PendingZeros | None = None
 
     def __enter__(self) -> ImageFiller:
         return self
@@ -153,14 +142,19 @@ class ImageFiller:
             if encoded.unchanged:
                 self._add_parents(encoded)
             elif encoded.frame is None:
-                self._add_zeros(encoded)
+                self._zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
             else:
                 self._add_frame(encoded, encoded.frame)
             for start, end in encoded.unreadable:
                 self._unreadable.add(start, end)
             done += encoded.run.used.total
             progress("capture", done, total)
-        self._flush_zeros()
+        self._zeros.flush()
+
+    @property
+    def zero(self) -> int:
+        """Disk bytes in chunks that are all zero, so far."""
+        return self._zeros_before + self._zeros.written
 
     def unreadable(self) -> Extents:
         """What the device did not give; once, when all is stored."""
@@ -186,11 +180,15 @@ class ImageFiller:
         """Read and compress one chunk, in a thread."""
         run, parent_hash = work
         if not run.used:
-            same = parent_hash is not None and parent_hash == self._zero_hash(run)
+            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+                run.end - run.start
+            )
             return _Encoded(run, None, parent_hash or b"", b"", [], same)
         chunk, unreadable = self._reader.read(run)
         if self._encoder.is_zero(chunk):
-            same = parent_hash is not None and parent_hash == self._zero_hash(run)
+            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+                run.end - run.start
+            )
             return _Encoded(run, None, parent_hash or b"", b"", unreadable, same)
         content_hash = self._algorithm.digest(chunk)
         if content_hash == parent_hash:
@@ -210,7 +208,11 @@ class ImageFiller:
     ) -> tuple[bytes, Base | None]:
         """The chunk as a delta, or whole where that is hardly larger: it is read faster."""
         content = None
-        if self._parent and parent_hash is not None and parent_hash != self._zero_hash(run):
+        if (
+            self._parent
+            and parent_hash is not None
+            and parent_hash != self._zeros.content_hash(run.end - run.start)
+        ):
             content = self._parent.read_base(run.start, parent_hash)
         if self._parent is None or parent_hash is None or content is None:
             return self._encoder.encode(chunk), None
@@ -222,7 +224,7 @@ class ImageFiller:
         return (delta, base) if len(delta) < len(whole) * 7 // 8 else (whole, None)
 
     def _add_frame(self, encoded: _Encoded, frame: bytes) -> None:
-        self._flush_zeros()
+        self._zeros.flush()
         self._writer.add_unreadable(encoded.unreadable)
         if encoded.base is None:
             self._writer.add_data(frame, encoded.content_hash, encoded.frame_hash)
@@ -232,7 +234,7 @@ class ImageFiller:
     def _add_parents(self, encoded: _Encoded) -> None:
         """Refer to the parent; its maps count there, if they are the same."""
         run = encoded.run
-        self._flush_zeros()
+        self._zeros.flush()
         own = bool(
             self._parent and self._parent.maps_differ(run.start, run.end, encoded.unreadable)
         )
@@ -241,45 +243,5 @@ class ImageFiller:
         size = run.end - run.start
         self._writer.add_parents(encoded.content_hash, -(-size // self._head.chunk_size), own)
         self.inherited += size
-        if encoded.content_hash == self._zero_hash(run):
-            self.zero += size
-
-    def _zero_hash(self, run: ChunkRun) -> bytes:
-        """The content hash of a chunk of zeros, as long as the run's first one."""
-        size = min(self._head.chunk_size, run.end - run.start)
-        if size not in self._zero_hashes:
-            self._zero_hashes[size] = self._algorithm.digest(bytes(size))
-        return self._zero_hashes[size]
-
-    def _add_zeros(self, encoded: _Encoded) -> None:
-        """Let runs of zeros grow together, up to what one frame may hold."""
-        pending = self._pending_zeros or _PendingZeros(encoded.run.start, encoded.run.start, [])
-        self._pending_zeros = _PendingZeros(
-            pending.start, encoded.run.end, [*pending.unreadable, *encoded.unreadable]
-        )
-        while (pending := self._pending_zeros) and pending.end - pending.start > MAX_ZERO_RUN:
-            self._write_zeros(pending, pending.start + MAX_ZERO_RUN)
-        if pending:
-            ranges = self._writer.count_ranges(pending.start, pending.end)
-            if ranges + len(pending.unreadable) >= SEGMENT_RANGES:
-                self._flush_zeros()
-
-    def _flush_zeros(self) -> None:
-        while pending := self._pending_zeros:
-            size = pending.end - pending.start
-            # Few different lengths make few different frames, and each is compressed, and later
-            # proved by whoever checks, only once. A shorter last chunk has its own content hash.
-            unit = _ZERO_UNIT if size >= _ZERO_UNIT else min(self._head.chunk_size, size)
-            self._write_zeros(pending, pending.start + size // unit * unit)
-
-    def _write_zeros(self, pending: _PendingZeros, end: int) -> None:
-        """Write the first pending zeros, up to disk byte `end`."""
-        size = end - pending.start
-        chunk_size = min(self._head.chunk_size, size)
-        zero_hash = self._zero_hash(ChunkRun(pending.start, end, Extents()))
-        frame, frame_hash = self._encoder.zero_run(size)
-        self._writer.add_unreadable(pair for pair in pending.unreadable if pair[0] < end)
-        self._writer.add_zeros(size // chunk_size, frame, zero_hash, frame_hash)
-        self.zero += size
-        rest = [pair for pair in pending.unreadable if pair[0] >= end]
-        self._pending_zeros = _PendingZeros(end, pending.end, rest) if end < pending.end else None
+        if encoded.content_hash == self._zeros.content_hash(run.end - run.start):
+            self._zeros_before += size

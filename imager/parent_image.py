@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imager.errors import ImageError, ReadFailedError, RefusedError
-from imager.extents import Extents, ExtentsBuilder
+from imager.extents import Extents
 from imager.image.chain import Chain
 from imager.image.format import MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
-from imager.image.hashing import ContentDigest
 from imager.image.parents import ParentReference
 from imager.image.reader import ImageReader, LostRange
 from imager.pipeline import Progress
+from imager.survey import require_sound, survey
 
 
 class ParentRun(NamedTuple):
@@ -56,7 +56,9 @@ class ParentImage:
             self.head = self._chain.head
             self.algorithm = self._chain.image.algorithm
             self.reference = _reference(self._chain.image)
-            self._maps = self._survey(progress)
+            found = survey(self._chain, progress)
+            require_sound(self._chain, found, distrusted)
+            self._maps = found.maps
         except BaseException:
             self._chain.close()
             raise
@@ -155,35 +157,6 @@ class ParentImage:
         except (ImageError, ReadFailedError) as error:
             return str(error)
         return ""
-
-    def _survey(self, progress: Progress) -> dict[RangeKind, Extents]:
-        """Go through the whole image, prove its structure, and take its maps."""
-        maps = {kind: ExtentsBuilder() for kind in RangeKind}
-        head, image = self.head, self._chain.image
-        digest = ContentDigest(image.algorithm, head.disk_size, head.chunk_size)
-        lost = False
-        for piece in self._chain.pieces():
-            if isinstance(piece, LostRange):
-                if not self._distrusted.covers(piece.start, piece.end):
-                    raise ImageError(
-                        f"{image.file.path} is damaged "
-                        f"({piece.reason or 'a segment and its copy are damaged'}), "
-                        "so no other image can refer to it: capture a full one"
-                    )
-                lost = True
-                continue
-            for kind, extents in piece.segment.maps.items():
-                for start, end in extents:
-                    maps[kind].add(start, end)
-            for entry in piece.segment.entries:
-                digest.add(entry.content_hash, entry.chunks)
-            progress("parent", piece.segment.end, head.disk_size)
-        if not lost and digest.result() != self.reference.content_digest:
-            raise ImageError(
-                f"{image.file.path} is damaged (its content digest differs from its chunks' "
-                "hashes), so no other image can refer to it: capture a full one"
-            )
-        return {kind: builder.build() for kind, builder in maps.items()}
 
 
 class ParentCursor:

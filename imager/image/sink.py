@@ -297,7 +297,7 @@ def _lock(fd: int, path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
+    """Make the names in a folder durable; OSError where that fails."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
