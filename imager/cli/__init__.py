@@ -31,6 +31,8 @@ _COMMANDS = (
     "list",
     "prune",
     "pin",
+    "status",
+    "schedule",
 )
 
 _EPILOG = """\

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from imager.cli.text import format_duration, format_size, printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
 from imager.extents import Extents
 from imager.image.reader import Completeness
+from imager.store.checking import note_check
 
 _EPILOG = """\
 examples:
@@ -67,6 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 _say_failed([f"{path}: failed: {error}"], arguments.quiet)
             continue
+        with contextlib.suppress(OSError, ImagerError):  # a store that is read-only, say
+            note_check(result, datetime.datetime.now().astimezone())
         statuses.append(_status(result))
         reports.append(_report_json(result))
         if arguments.json:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 
 from imager.errors import UsageError
-from imager.store.retention import UNLIMITED, Rules, parse_span
+from imager.schedule.job import Job
+from imager.schedule.state import DEFAULT_STATE
+from imager.schedule.units import SYSTEM_UNITS, read_job, schedule_names
+from imager.store.retention import UNLIMITED, Rules, Span, parse_span
 
 ENVIRONMENT = "IMAGER_STORE"
 
@@ -25,11 +29,46 @@ def add_store(parser: argparse.ArgumentParser, count: str) -> None:
 
 def chosen_stores(argument: Path | None) -> tuple[Path, ...]:
     """The stores meant: the one given, $IMAGER_STORE, or those of the schedules."""
+    named = stores_named(argument)
+    if named:
+        return named
+    found = tuple(dict.fromkeys(job.store for job in known_jobs(SYSTEM_UNITS)))
+    if not found:
+        raise UsageError(f"name the folder of the store, or set {ENVIRONMENT}")
+    return found
+
+
+def stores_named(argument: Path | None) -> tuple[Path, ...]:
+    """The store given or set in the environment; empty: whatever the schedules say."""
     if argument is not None:
         return (argument,)
-    if os.environ.get(ENVIRONMENT):
-        return (Path(os.environ[ENVIRONMENT]),)
-    raise UsageError(f"name the folder of the store, or set {ENVIRONMENT}")
+    return (Path(os.environ[ENVIRONMENT]),) if os.environ.get(ENVIRONMENT) else ()
+
+
+def known_jobs(units: Path) -> tuple[Job, ...]:
+    """The jobs of the schedules whose units are in this folder; those that make sense."""
+    found = []
+    for name in schedule_names(units):
+        with contextlib.suppress(UsageError):
+            found.append(read_job(name, units))
+    return tuple(found)
+
+
+def add_units(parser: argparse.ArgumentParser) -> None:
+    """--units and --state."""
+    parser.add_argument(
+        "--units",
+        type=Path,
+        default=SYSTEM_UNITS,
+        metavar="DIR",
+        help="folder of the systemd units (default %(default)s)",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help=f"folder with the results of the last runs (default {DEFAULT_STATE})",
+    )
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +88,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
         rules.add_argument(f"--keep-{name}", type=_number, metavar="N", help=what)
     rules.add_argument(
         "--keep-within",
-        type=_span,
+        type=span_argument,
         metavar="TIME",
         help="all that are at most TIME older than the newest: 14d, 36h, 1y6m",
     )
@@ -76,7 +115,8 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _span(text: str) -> object:
+def span_argument(text: str) -> Span:
+    """A length of time such as 14d, as the type of an argument."""
     try:
         return parse_span(text)
     except ValueError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import enum
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,11 @@ class ImageReader:
         if self._algorithm is None:
             raise ImageError("no record of the image is intact")
         return self._algorithm
+
+    @property
+    def uuid_text(self) -> str:
+        """The image's UUID as people write it."""
+        return str(uuid.UUID(bytes=self.uuid))
 
     @property
     def completeness(self) -> Completeness:

@@ -113,7 +113,7 @@ class Job:
 
 def default_name(disk: str) -> str:
     """What a schedule of this disk is called, unless the user says it."""
-    return slug(disk).replace("+", "-").lower()
+    return slug(disk).lower()
 
 
 def _mapping(value: object) -> Mapping[str, object]:

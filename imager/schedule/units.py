@@ -35,8 +35,10 @@ def unit_name(job_name: str, kind: str) -> str:
     return f"{_PREFIX}{job_name}.{kind}"
 
 
-def make_units(job: Job, program: Sequence[str], mount_point: Path | None) -> Units:
-    """The units of a schedule, which run `program` with the words "schedule run NAME".
+def make_units(
+    job: Job, program: Sequence[str], directory: Path, mount_point: Path | None
+) -> Units:
+    """The units of a schedule, to lie in `directory`; they run `program` with "schedule run NAME".
 
     `mount_point` is what the store lies on, to be mounted first where systemd knows how. It is only
     wanted, not required: if it cannot be had, the run says so itself, in one line.
@@ -46,7 +48,8 @@ def make_units(job: Job, program: Sequence[str], mount_point: Path | None) -> Un
     if mount_point is not None and mount_point != Path("/"):
         unit = f"{escape_path(mount_point)}.mount"
         mount = f"Wants={escape_specifiers(unit)}\nAfter={escape_specifiers(unit)}\n"
-    command = " ".join(quote(word) for word in (*program, "schedule", "run", job.name))
+    where = () if directory == SYSTEM_UNITS else ("--units", str(directory))
+    command = " ".join(quote(word) for word in (*program, "schedule", "run", job.name, *where))
     service = f"""\
 # Made by imager schedule add; imager schedule remove {job.name} removes it.
 [Unit]

@@ -86,7 +86,7 @@ def capture_into(
     somebody else is working on its folder.
     """
     disk = _look_at(source, options)
-    folder = _disk_folder(store, platform.node(), disk.key)
+    folder = disk_folder(store, platform.node(), disk.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,7 +124,7 @@ def preview_into(
 ) -> tuple[Preview, str]:
     """What a full image would hold, and in words what `capture_into` would make of it."""
     disk = _look_at(source, options)
-    folder = _disk_folder(store, platform.node(), disk.key)
+    folder = disk_folder(store, platform.node(), disk.key)
     found = read_folder(folder) if folder.is_dir() else DiskFolder(folder, (), ())
     bases, why_full = _choose(found, disk, options, full, max_chain)
     what = f"incremental, against {bases[0].image.files.path}" if bases else f"full: {why_full}"
@@ -136,7 +136,7 @@ def _look_at(source: str | Path, options: CaptureOptions) -> _Disk:
         return _Disk(key_of_device(device), device.size, device.sector_size)
 
 
-def _disk_folder(store: Store, host: str, key: str) -> Path:
+def disk_folder(store: Store, host: str, key: str) -> Path:
     """Where this machine's images of the disk are, whatever the folder was renamed to."""
     usual = store.path / slug(host) / slug(key)
     every = store.disk_folders()

@@ -232,7 +232,7 @@ def read_image(files: ImageFiles) -> StoredImage:
         head = image.head
         if files.state is State.PARTIAL and expired_since(image.file.read(0, OPENING_SIZE)):
             files = replace(files, state=State.EXPIRED)  # its deletion has begun
-        uuid = str(uuid_module.UUID(bytes=image.uuid))
+        uuid = image.uuid_text
         complete = image.completeness is Completeness.COMPLETE
         verdict = image.manifest.verdict if image.manifest else "ok"
         return StoredImage(

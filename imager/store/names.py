@@ -15,7 +15,7 @@ IMAGE_SUFFIX = ".img"
 EXPIRED_SUFFIX = ".expired"
 PARTIAL_SUFFIX = ".partial"
 _MAX_SLUG = 64
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
 """Names of devices in DOS and Windows, with whatever extension."""
 

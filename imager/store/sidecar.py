@@ -49,14 +49,8 @@ def record_check(image: Path, uuid: str, result: CheckResult, when: datetime.dat
     ranges = [list(pair) for pair in islice(lost, _MAX_RANGES)]
     if len(lost) > _MAX_RANGES:
         ranges[-1][1] = lost.end
-    record_verdict(
-        image,
-        uuid,
-        when,
-        result.verdict,
-        ranges,
-        str(result.problems[0]) if result.problems else "",
-    )
+    problem = result.problems[0].message if result.problems else ""
+    record_verdict(image, uuid, when, result.verdict, ranges, problem)
 
 
 def record_verdict(
