@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from imager.cli import build_parser
 from imager.version import VERSION
@@ -28,13 +29,18 @@ def _examples() -> str:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command."""
-    (action,) = (
-        action
-        for action in build_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(action.choices)
+    """The parser of each command, and of the actions of those that have some."""
+    return dict(_nested(build_parser(), ""))
+
+
+def _nested(
+    parser: argparse.ArgumentParser, prefix: str
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield prefix + name, command
+                yield from _nested(command, f"{prefix}{name} ")
 
 
 def _commands() -> str:

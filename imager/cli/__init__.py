@@ -43,6 +43,11 @@ A first backup and its way back:
   imager info backup.img                what is inside
   imager restore backup.img /dev/sdb    put it onto a disk, after asking
 
+Every night, into a store:
+  imager store init /mnt/backup
+  imager schedule add /dev/sda --store /mnt/backup --daily 02:00
+  imager status                         whether all is well
+
 Exit status:
   0  ok
   1  failed
