@@ -179,7 +179,7 @@ HOSTILE: dict[str, Forgery] = {
     "delta with something behind": child(parent_run(), delta(HONEST_DELTA * 2)),
     "a delta that is not coded against the base": child(
         parent_run(),
-        delta(ChunkEncoder(ALGORITHM, 3, CHUNK).encode_delta(memoryview(NEW), b"x" * CHUNK)),
+        delta(ChunkEncoder(ALGORITHM, 3, CHUNK).encode_delta(memoryview(NEW), NEW)),
     ),
     "plain opening": child(opening=Forgery().opening),
     "another content digest": child(footer={"content_digest": bytes(32)}),
