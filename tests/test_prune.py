@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -14,13 +15,17 @@ from hypothesis import strategies as st
 
 from imager.check import check
 from imager.disk import abi
-from imager.errors import RefusedError
+from imager.errors import ImageError, RefusedError
 from imager.image.sink import partial_path
+from imager.store import consolidate
 from imager.store.catalog import State, find_images
 from imager.store.prune import prune
 from imager.store.retention import Rules
+from imager.store.revive import revive
 from imager.store.sidecar import pin, unpin
 from tests.command import zstd_refuses
+from tests.disks import put
+from tests.image_files import join, small_parts
 from tests.small_store import CHUNK, DAY, SmallStore
 
 NO_GRACE = datetime.timedelta(0)
@@ -56,16 +61,29 @@ def test_a_full_image_goes_in_two_steps(small: SmallStore) -> None:
     assert states(small) == {second.image.name: State.COMPLETE}
 
 
-def test_an_image_given_up_can_be_had_back_within_the_grace_time(small: SmallStore) -> None:
+@pytest.mark.parametrize("split", [None, 4 * CHUNK])
+def test_an_image_given_up_can_be_had_back_as_long_as_it_is_whole(
+    tmp_path: Path, split: int | None
+) -> None:
+    small = SmallStore(tmp_path, split=split)
     first = small.capture()
-    small.capture(full=True)
+    small.night(*range(8), size=CHUNK - 10)
+    before = join(first.result.image.files)
     small.prune(LAST)
-    expired = first.image.with_name(first.image.name + ".expired")
-    result = check(expired)
+    (expired,) = (image.files for image in small.look().images if image.state is State.EXPIRED)
+    result = check(expired.opened_as)
     assert "a prune has given it up" in result.problems[0].message
     assert not result.lost
-    expired.rename(first.image)
-    assert first.image.name in [image.name for image in small.look().complete]
+    assert revive(expired.opened_as) == first.image
+    assert join(first.result.image.files) == before
+    assert len(small.require_good()) == 2
+    assert not small.prune(LAST).expired
+    unpin(first.image)
+    small.prune(LAST, NO_GRACE)
+    with pytest.raises(ImageError, match="bytes of the disk are gone from it already"):
+        revive(expired.opened_as)
+    with pytest.raises(RefusedError, match="was not given up"):
+        revive(small.look().complete[0].files.path)
 
 
 def test_what_a_kept_image_borrows_survives(small: SmallStore) -> None:
@@ -166,20 +184,58 @@ def test_a_folder_at_work_is_left_alone(small: SmallStore) -> None:
     assert "is being worked on by another" in report.notes[0]
 
 
+def cannot(fd: int, offset: int, length: int) -> None:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.fixture
+def without_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that cannot punch holes; small copies are worth their while."""
+    monkeypatch.setattr(abi, "punch_hole", cannot)
+    monkeypatch.setattr(consolidate, "_LEAST", 1)
+
+
 @pytest.mark.parametrize("split", [None, 4 * CHUNK])
-def test_where_no_hole_can_be_punched_all_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: int | None
+def test_where_no_hole_can_be_punched_a_compact_copy_is_made(
+    tmp_path: Path, without_holes: None, split: int | None
 ) -> None:
+    """Half of the full image was rewritten since: the copy has the other half."""
     small = SmallStore(tmp_path, split=split)
-    small.capture()
-    small.night(*range(10), size=CHUNK - 10)
-    monkeypatch.setattr(abi, "punch_hole", _cannot)
-    small.prune(LAST, NO_GRACE)
+    first = small.capture()
+    small.night(*range(12), size=CHUNK - 10)
+    with small_parts():
+        small.prune(LAST, NO_GRACE)
+    small.require_good()
+    (expired,) = (image for image in small.look().images if image.state is State.EXPIRED)
+    assert expired.name == first.image.name.replace(".img", "-c.img")
+    assert 11 * CHUNK < expired.files.size() < 13 * CHUNK
+    assert expired.content_digest == small.digests[first.image.name]
+    assert all(zstd_refuses(file) for file in expired.files.files[:1])
+    assert check(expired.files.opened_as).lost.total == 12 * CHUNK
+    # Nothing more is to be had, until somebody needs still less of it.
+    assert small.prune(LAST, NO_GRACE).freed == 0
+    small.night(*range(12, 20), size=CHUNK - 10)
+    with small_parts():
+        assert small.prune(LAST, NO_GRACE).freed > 7 * CHUNK
     small.require_good()
 
 
-def _cannot(fd: int, offset: int, length: int) -> None:
-    raise OSError(95, "Operation not supported")
+def test_a_copy_that_gives_back_little_is_not_made(tmp_path: Path, without_holes: None) -> None:
+    small = SmallStore(tmp_path)
+    small.capture()
+    small.night(*range(5), size=CHUNK - 10)
+    assert small.prune(LAST, NO_GRACE).freed == 0
+    small.require_good()
+
+
+def test_a_damaged_image_is_not_copied(tmp_path: Path, without_holes: None) -> None:
+    """A frame that is needed has rotted: what a copy would say of it is not proved."""
+    small = SmallStore(tmp_path)
+    first = small.capture()
+    small.night(*range(12), size=CHUNK - 10)
+    put(first.image, first.image.stat().st_size * 3 // 4, b"rotten")
+    small.prune(LAST, NO_GRACE)
+    assert [path.name for path in small.folder.glob("*.expired")] == [first.image.name + ".expired"]
 
 
 # --- crashes ---
@@ -225,12 +281,25 @@ def run_until_step(number: int, action: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("split", [None, 5 * CHUNK])
-def test_killed_at_every_step(tmp_path: Path, split: int | None) -> None:
+@pytest.mark.parametrize("holes", [True, False])
+def test_killed_at_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: int | None, holes: bool
+) -> None:
     """After each, all kept images are good, and the next prune comes to the same end."""
+    if not holes:
+        monkeypatch.setattr(abi, "punch_hole", cannot)
+        monkeypatch.setattr(consolidate, "_LEAST", 1)
+    with small_parts():
+        expected = kill_at_every_step(tmp_path, split)
+    assert any("-c.img" in name for name in expected) != holes
+
+
+def kill_at_every_step(tmp_path: Path, split: int | None) -> dict[str, State]:
+    """The names and states to which the last prune came."""
     small = SmallStore(tmp_path, split=split)
     small.capture()
     for night in range(4):
-        small.night(night, night + 1, night + 5, size=CHUNK // 2)
+        small.night(night, night + 1, night + 5, *range(9, 23), size=CHUNK // 2)
     small.capture(full=True)
     small.night(1)
     small.prune(Rules(last=4))
@@ -259,6 +328,7 @@ def test_killed_at_every_step(tmp_path: Path, split: int | None) -> None:
         assert states(small) == expected
         assert small.require_good() == kept
     assert number > 10
+    return expected
 
 
 # --- histories ---

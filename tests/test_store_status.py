@@ -238,9 +238,10 @@ def test_status_says_what_is_wrong(small: SmallStore) -> None:
     assert [(disk.light, disk.word) for disk in disks] == [(Light.GREEN, "ok")]
 
 
-def test_an_image_given_up_cannot_be_pinned(small: SmallStore) -> None:
+def test_an_image_given_up_is_had_back_by_pinning_it(small: SmallStore) -> None:
     first = small.capture()
     small.capture(full=True)
     imager("prune", small.store.path, "--keep-last", 1)
     expired = first.image.with_name(first.image.name + ".expired")
-    assert "too late to pin" in failure("pin", expired, status=4)
+    assert f"{first.image}: pinned" in imager("pin", expired).out
+    assert len(small.require_good()) == 2

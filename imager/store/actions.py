@@ -35,11 +35,26 @@ def expire(image: ImageFiles) -> ImageFiles:
     return ImageFiles(image.path, State.EXPIRED, (*image.files[:-1], expired))
 
 
+def take_back(image: ImageFiles, opening: bytes) -> ImageFiles:
+    """Undo `guard` and `expire`: the image gets its opening back, and then its name."""
+    _overwrite_opening(image.files[0], opening)
+    last = image.files[-1]
+    part = PART_NAME.fullmatch(last.name)
+    restored = last.with_suffix(".last" if part is not None else "")
+    last.rename(restored)
+    sync_directory(restored.parent)
+    return ImageFiles(image.path, State.COMPLETE, (*image.files[:-1], restored))
+
+
 def guard(image: ImageFiles, now: datetime.datetime) -> None:
     """Make plain `zstd` refuse an expired image, and record since when it is given up."""
-    fd = os.open(image.files[0], os.O_RDWR | os.O_CLOEXEC)
+    _overwrite_opening(image.files[0], expired_opening(now))
+
+
+def _overwrite_opening(file: Path, opening: bytes) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.pwrite(fd, expired_opening(now), 0)
+        os.pwrite(fd, opening, 0)
         os.fsync(fd)
     finally:
         os.close(fd)

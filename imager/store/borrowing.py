@@ -62,13 +62,13 @@ def demands(images: Sequence[StoredImage], kept: Iterable[StoredImage]) -> tuple
     return tuple(ordered)
 
 
-def own_frames(image: ImageReader, needed: bool, ranges: Extents) -> Iterator[Entry]:
-    """The stored frames of an image that hold some of the disk ranges, or those that hold none."""
+def unneeded_frames(image: ImageReader, needed: Extents) -> Iterator[Entry]:
+    """The entries whose stored frames hold nothing of these disk ranges."""
     for segment in image.segments():
         if isinstance(segment, LostRange):
             continue  # its frames cannot be told from one another
         for start, end, entry in segment.placed(image.head.chunk_size):
-            if entry.stored_size and bool(ranges.count(start, end)) == needed:
+            if entry.stored_size and not needed.count(start, end):
                 yield entry
 
 

@@ -230,8 +230,8 @@ def read_image(files: ImageFiles) -> StoredImage:
     """Read an image's head and end; ImageError where it does not say what it is."""
     with ImageReader(files.opened_as) as image:
         head = image.head
-        if files.state is State.PARTIAL and expired_since(image.file.read(0, OPENING_SIZE)):
-            files = replace(files, state=State.EXPIRED)  # its deletion has begun
+        if expired_since(image.file.read(0, OPENING_SIZE)):
+            files = replace(files, state=State.EXPIRED)  # whatever a crash left of its name
         uuid = image.uuid_text
         complete = image.completeness is Completeness.COMPLETE
         verdict = image.manifest.verdict if image.manifest else "ok"

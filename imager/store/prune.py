@@ -28,8 +28,9 @@ from imager.errors import ImagerError, RefusedError
 from imager.image.reader import ImageReader
 from imager.pipeline import Progress, no_progress
 from imager.store import actions
-from imager.store.borrowing import Demand, demands, own_frames
+from imager.store.borrowing import Demand, demands, unneeded_frames
 from imager.store.catalog import DiskFolder, ImageFiles, State, StoredImage, read_folder
+from imager.store.consolidate import consolidate, is_worthwhile
 from imager.store.folder import Store, disk_lock
 from imager.store.names import PARTIAL_SUFFIX
 from imager.store.retention import Decision, Rules, decide
@@ -118,7 +119,10 @@ def prune(
                 _decide(read_folder(folder), rules, now, tally)
                 continue
             with disk_lock(folder):
-                _prune_folder(folder, rules, now, grace, tally)
+                for image in _decide(read_folder(folder), rules, now, tally):
+                    actions.expire(image.files)
+                    tally.expired.append(image.files.path)
+                _reclaim(store, folder, now, grace, tally)
         except (ImagerError, OSError) as error:
             tally.notes.append(f"{folder}: {getattr(error, 'strerror', None) or error}")
     return tally.report()
@@ -141,32 +145,22 @@ def _decide(
     return going
 
 
-def _prune_folder(
-    path: Path,
-    rules: Rules,
-    now: datetime.datetime,
-    grace: datetime.timedelta,
-    tally: _Tally,
+def _reclaim(
+    store: Store, path: Path, now: datetime.datetime, grace: datetime.timedelta, tally: _Tally
 ) -> None:
-    for image in _decide(read_folder(path), rules, now, tally):
-        actions.expire(image.files)
-        tally.expired.append(image.files.path)
-    _reclaim(path, now, grace, tally)
-
-
-def _reclaim(path: Path, now: datetime.datetime, grace: datetime.timedelta, tally: _Tally) -> None:
     """Give back what nobody needs of the images given up longer than `grace` ago."""
     ripe: set[Path] = set()
     for image in read_folder(path).images:
-        if image.state is State.EXPIRED:
-            since = actions.guarded_since(image.files)
-            if since is None:  # its name is new, or a crash came before the guard
-                actions.guard(image.files, now)
-                since = now
-            if now - since >= grace:
-                ripe.add(image.files.path)
-            else:
-                tally.waiting.append(image.files.path)
+        if image.state is not State.EXPIRED:
+            continue
+        since = actions.guarded_since(image.files)
+        if since is None:  # its name is new, or a crash came before the guard
+            actions.guard(image.files, now)
+            since = now
+        if now - since >= grace:
+            ripe.add(image.files.path)
+        else:
+            tally.waiting.append(image.files.path)
     # Every reference that was published before the guards were written is seen from here on.
     folder = read_folder(path)
     _delete_abandoned(folder, now, grace, tally)
@@ -183,17 +177,38 @@ def _reclaim(path: Path, now: datetime.datetime, grace: datetime.timedelta, tall
         for image in folder.images
         if image.state is State.EXPIRED and image.files.path in ripe
     ]
+    doubles = _doubles(expendable)
+    for image in doubles:
+        _delete(image.files, tally)
+    expendable = [image for image in expendable if image not in doubles]
     if not expendable:
         return
-    kept = [image for image in folder.images if image not in expendable]
-    for demand in demands(folder.images, kept):
+    kept = [i for i in folder.images if i not in expendable and i not in doubles]
+    for demand in demands([*kept, *expendable], kept):
         if demand.image not in expendable:
             continue
         if demand.referred_to:
-            tally.freed += _punch(demand)
+            _give_back(demand, store.free()[0], tally)
             tally.borrowed.append(demand.image.files.path)
         else:
             _delete(demand.image.files, tally)
+
+
+def _doubles(images: Sequence[StoredImage]) -> list[StoredImage]:
+    """Of an image and its compact copy, when a crash left both: the one that can be spared.
+
+    The other is the whole one, and of two that are whole the larger: it has all that anybody needs.
+    """
+    best: dict[str, StoredImage] = {}
+    for image in images:
+        other = best.get(image.uuid)
+        if other is None or _worth(image) > _worth(other):
+            best[image.uuid] = image
+    return [image for image in images if best[image.uuid] is not image]
+
+
+def _worth(image: StoredImage) -> tuple[bool, int]:
+    return image.verdict != "unfinished", image.files.size()
 
 
 def _delete_abandoned(
@@ -237,25 +252,37 @@ def _delete(files: ImageFiles, tally: _Tally) -> None:
     tally.deleted.append(files.path)
 
 
-def _punch(demand: Demand) -> int:
-    """Punch holes where the frames lie that nobody needs; how many bytes that gave back."""
+def _give_back(demand: Demand, free: int, tally: _Tally) -> None:
+    """Give back the frames that nobody needs, in whatever way the file system allows."""
     files = demand.image.files
     before = files.allocated()
     with ImageReader(files.opened_as) as image:
-        for start, end in _unneeded(image, demand):
-            for part in image.file.parts:
-                first, last = max(start, part.start), min(end, part.end)
-                if first < last and not actions.punch(
-                    part.path, first - part.start, last - part.start
-                ):
-                    return 0
-    return before - files.allocated()
+        size = image.file.size
+        ranges = _unneeded(image, demand)
+        punched = all(_punch(image, start, end) for start, end in ranges)
+    if punched:
+        tally.freed += before - files.allocated()
+        return
+    if is_worthwhile(size, sum(end - start for start, end in ranges), free):
+        copy = consolidate(files, demand.ranges)
+        if copy is not None:
+            remove_sidecars(files.path)
+            tally.freed += before - copy.allocated()
+
+
+def _punch(image: ImageReader, start: int, end: int) -> bool:
+    """Punch a hole into a range of the image's bytes; whether that is possible."""
+    for part in image.file.parts:
+        first, last = max(start, part.start), min(end, part.end)
+        if first < last and not actions.punch(part.path, first - part.start, last - part.start):
+            return False
+    return True
 
 
 def _unneeded(image: ImageReader, demand: Demand) -> Sequence[tuple[int, int]]:
-    """The ranges of the image's file that hold frames nobody needs, neighbours joined."""
+    """The ranges of the image's bytes that hold frames nobody needs, neighbours joined."""
     ranges: list[tuple[int, int]] = []
-    for entry in own_frames(image, False, demand.ranges):
+    for entry in unneeded_frames(image, demand.ranges):
         end = entry.offset + entry.stored_size
         if ranges and ranges[-1][1] == entry.offset:
             ranges[-1] = (ranges[-1][0], end)
