@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imager.store.names import image_name, slug
+from imager.store.names import copy_name, image_name, is_copy, slug
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,10 @@ def test_images_are_named_after_the_time_in_utc() -> None:
     created = datetime.datetime(2026, 11, 22, 4, 0, 0, tzinfo=zone)
     assert image_name(created) == "2026-11-22T02-00-00Z.img"
     assert image_name(created, 2) == "2026-11-22T02-00-00Z-2.img"
+
+
+def test_copies_are_numbered() -> None:
+    assert copy_name("2026-11-22T02-00-00Z.img") == "2026-11-22T02-00-00Z-c1.img"
+    assert copy_name("2026-11-22T02-00-00Z-c9.img") == "2026-11-22T02-00-00Z-c10.img"
+    assert is_copy("2026-11-22T02-00-00Z-c1.img")
+    assert not is_copy("2026-11-22T02-00-00Z-2.img")

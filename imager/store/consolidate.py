@@ -20,10 +20,9 @@ from imager.image.sink import MAX_PART, FileSink
 from imager.image.writer import ImageWriter
 from imager.store import actions
 from imager.store.catalog import ImageFiles, find_images
-from imager.store.names import IMAGE_SUFFIX
+from imager.store.names import copy_name
 
 _STUB = skippable(SKIPPABLE_TEXT, b"")
-_MARK = "-c"
 _LEAST = 1 << 20
 """Bytes for which no copy is made."""
 _SPARE = 1 << 26
@@ -45,9 +44,7 @@ def consolidate(files: ImageFiles, needed: Extents) -> ImageFiles | None:
     Returns the copy's files; None, and all is as it was, where the image is damaged. Raises what
     reading and writing raise; then, too, the image is as it was.
     """
-    name = files.path.name.removesuffix(IMAGE_SUFFIX)
-    name = name.removesuffix(_MARK) if name.endswith(_MARK) else name + _MARK
-    target = files.path.with_name(name + IMAGE_SUFFIX)
+    target = files.path.with_name(copy_name(files.path.name))
     _remove(target)  # what a crash left
     try:
         with ImageReader(files.opened_as) as image:

@@ -14,6 +14,7 @@ import unicodedata
 IMAGE_SUFFIX = ".img"
 EXPIRED_SUFFIX = ".expired"
 PARTIAL_SUFFIX = ".partial"
+_COPY = re.compile(r"-c(\d{1,6})$")
 _MAX_SLUG = 64
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
@@ -38,6 +39,19 @@ def image_name(created: datetime.datetime, attempt: int = 1) -> str:
     """What an image captured then is called: "2026-11-22T02-00-00Z.img"; later attempts differ."""
     moment = created.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     return f"{moment}{'' if attempt == 1 else f'-{attempt}'}{IMAGE_SUFFIX}"
+
+
+def copy_name(name: str) -> str:
+    """What a compact copy of an image is called: X-c1.img after X.img, X-c2.img after that."""
+    stem = name.removesuffix(IMAGE_SUFFIX)
+    mark = _COPY.search(stem)
+    number = int(mark[1]) + 1 if mark else 1
+    return f"{stem[: mark.start()] if mark else stem}-c{number}{IMAGE_SUFFIX}"
+
+
+def is_copy(name: str) -> bool:
+    """Whether this is the name of a compact copy."""
+    return _COPY.search(name.removesuffix(IMAGE_SUFFIX)) is not None
 
 
 def _short_hash(text: str) -> str:

@@ -32,7 +32,7 @@ from imager.store.borrowing import Demand, demands, unneeded_frames
 from imager.store.catalog import DiskFolder, ImageFiles, State, StoredImage, read_folder
 from imager.store.consolidate import consolidate, is_worthwhile
 from imager.store.folder import Store, disk_lock
-from imager.store.names import PARTIAL_SUFFIX
+from imager.store.names import PARTIAL_SUFFIX, is_copy
 from imager.store.retention import Decision, Rules, decide
 from imager.store.sidecar import remove_sidecars
 
@@ -225,7 +225,9 @@ def _delete_abandoned(
             continue
         age = now.timestamp() - files.modified()
         later = [image for image in folder.complete if created is None or image.created > created]
-        if later and age >= max(grace, DEFAULT_GRACE).total_seconds() and not _is_written(files):
+        abandoned = bool(later) and age >= max(grace, DEFAULT_GRACE).total_seconds()
+        # A copy's original is still there: it can go at once.
+        if (abandoned or is_copy(files.path.name)) and not _is_written(files):
             _delete(files, tally)
 
 
