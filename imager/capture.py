@@ -7,6 +7,7 @@ The source is only ever read.
 
 from __future__ import annotations
 
+import datetime
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
-from imager.description import describe, now
+from imager.description import describe, time_text
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
@@ -77,6 +78,8 @@ class CaptureOptions:
     """Store only what differs from this image, which gives chunk size and hash algorithm, too."""
     distrusted: Extents = field(default_factory=Extents)
     """Disk ranges in which the parent is known to be damaged: they are stored whole."""
+    created: datetime.datetime | None = None
+    """What the image says when it was captured, with its zone; None: now."""
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -295,7 +298,7 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     """The manifest's facts."""
     return {
         "verdict": _verdict(unreadable),
-        "finished": now(),
+        "finished": time_text(),
         "used": used,
         "zero": zero,
         "unreadable_bytes": unreadable.total,

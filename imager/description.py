@@ -36,6 +36,10 @@ class Description(Protocol):
         """A line from a person."""
 
     @property
+    def created(self) -> datetime.datetime | None:
+        """When the image says that it was captured, with its zone; None: now."""
+
+    @property
     def host(self) -> str | None:
         """The machine's name, where another system than its own captures it."""
 
@@ -56,7 +60,7 @@ def describe(
         split=options.split is not None,
         incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
         facts={
-            "created": now(),
+            "created": time_text(options.created),
             "tool": f"imager {VERSION}",
             "host": _host(options.host),
             "source": device.identity.to_json(),
@@ -97,6 +101,6 @@ def _host(name: str | None) -> dict[str, object]:
     }
 
 
-def now() -> str:
+def time_text(moment: datetime.datetime | None = None) -> str:
     """The time, as images give it."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    return (moment or datetime.datetime.now().astimezone()).isoformat(timespec="seconds")

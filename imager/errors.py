@@ -65,6 +65,12 @@ class MissingToolError(ImagerError):
     exit_code = 9
 
 
+class StoreAbsentError(ImagerError):
+    """The store is not there: its disk is not connected, or not mounted."""
+
+    exit_code = 10
+
+
 class NotUnderstoodError(Exception):
     """A parser's proof failed: the structure is unknown, inconsistent or damaged.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ class ParentImage:
         self._chain = Chain(path)
         try:
             self._chain.require_complete()
+            if self._chain.image.expired:
+                raise ImageError(f"{path} was given up by a prune: nothing may build upon it")
             if len(self._chain.images) == MAX_CHAIN:
                 raise RefusedError(
                     f"{path} needs {MAX_CHAIN - 1} others already: capture a full image"
@@ -158,8 +161,11 @@ class ParentImage:
                 chain.require_complete()
                 images = chain.images[1:] if files else chain.images
                 same = [image.uuid for image in images] == [x.uuid for x in self._chain.images]
-                if not same or _reference(images[0]) != self.reference:
+                found = replace(_reference(images[0]), file=self.reference.file)
+                if not same or found != self.reference:
                     return f"{self.reference.describe()} is not the image that it was"
+                if images[0].expired:
+                    return f"{self.reference.describe()} was given up by a prune meanwhile"
         except (ImageError, ReadFailedError) as error:
             return str(error)
         return ""

@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from imager.cli import build_parser
 from imager.version import VERSION
@@ -24,17 +25,24 @@ def _examples() -> str:
         for line in (parser.epilog or "").splitlines()
         if line.startswith("  ")
     ]
-    return "".join(line.replace("\\", "\\e").replace("-", "\\-") + "\n" for line in lines)
+    # A command with actions repeats theirs.
+    each = dict.fromkeys(lines)
+    return "".join(line.replace("\\", "\\e").replace("-", "\\-") + "\n" for line in each)
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command."""
-    (action,) = (
-        action
-        for action in build_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return dict(action.choices)
+    """The parser of each command, and of the actions of those that have some."""
+    return dict(_nested(build_parser(), ""))
+
+
+def _nested(
+    parser: argparse.ArgumentParser, prefix: str
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield prefix + name, command
+                yield from _nested(command, f"{prefix}{name} ")
 
 
 def _commands() -> str:

@@ -60,7 +60,7 @@ def test_options_in_the_guide_exist() -> None:
         for action in parser._actions
         for option in action.option_strings
     }
-    for document in ("guide.md", "../README.md"):
+    for document in ("guide.md", "store.md", "../README.md"):
         text = (DOCS / document).read_text()
         used = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", text))
         assert used <= known | {"--json"}, document

@@ -27,6 +27,12 @@ _COMMANDS = (
     "diff",
     "restore",
     "export",
+    "store",
+    "list",
+    "prune",
+    "pin",
+    "status",
+    "schedule",
     "rescue",
     "bootmedia",
 )
@@ -39,6 +45,11 @@ A first backup and its way back:
   imager info backup.img                what is inside
   imager restore backup.img /dev/sdb    put it onto a disk, after asking
 
+Every night, into a store:
+  imager store init /mnt/backup
+  imager schedule add /dev/sda --store /mnt/backup --daily 02:00
+  imager status                         whether all is well
+
 Exit status:
   0  ok
   1  failed
@@ -50,6 +61,7 @@ Exit status:
   7  writing failed (disk full, device error)
   8  what was compared differs
   9  a program or package that is needed is not installed
+  10 the store is not there: its disk is not connected, or not mounted
   70 a fault in imager itself
   130, 143  interrupted, terminated
 """

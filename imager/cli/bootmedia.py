@@ -13,12 +13,16 @@ from imager.cli.text import format_duration, format_size, say
 from imager.errors import EXIT_OK, UsageError
 from imager.words.target import current_lines
 
-_EPILOG = """\
+_BUILD_EXAMPLES = """\
 examples:
   imager bootmedia build                            the ISO, into this folder
   imager bootmedia build --with-images /backups     with images on it
   imager bootmedia build --keymap de --ssh-key ~/.ssh/id_ed25519.pub
+"""
+_WRITE_EXAMPLES = """\
+examples:
   imager bootmedia write /dev/sdX                   a stick, after asking
+  imager bootmedia write --dry-run serial:4C530001  only say what would happen
 """
 
 
@@ -29,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="build the rescue medium, write it onto a stick",
         description="Build the rescue medium, an ISO image that starts as a CD and from a USB stick, "
         "on BIOS, UEFI and with Secure Boot; write it onto a stick.",
-        epilog=_EPILOG,
+        epilog=_BUILD_EXAMPLES + _WRITE_EXAMPLES.removeprefix("examples:\n"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
@@ -42,6 +46,8 @@ def _add_build(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "build",
         help="build the ISO image",
         description="Build the ISO image from Debian packages and this program.",
+        epilog=_BUILD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="the ISO (default: by version, in this folder)"
@@ -95,6 +101,8 @@ def _add_write(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="write the medium onto a stick",
         description="Write the medium onto a USB stick, with a partition for images and logs behind "
         "it. The plan is shown and must be confirmed; what was written is read back and compared.",
+        epilog=_WRITE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "iso",

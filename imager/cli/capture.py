@@ -10,10 +10,12 @@ from pathlib import Path
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_size, size_argument
+from imager.cli.text import format_size, say, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
+from imager.store.capture import MAX_CHAIN, StoredCapture, capture_into, preview_into
+from imager.store.folder import open_store
 from imager.words.capture import result_lines
 from imager.words.layout import layout_lines
 
@@ -27,6 +29,7 @@ examples:
   imager capture --resume /dev/sda sda.img           go on after a crash
   imager capture --parent mon.img /dev/sda tue.img   only what differs from mon.img
   imager capture /dev/sda - | ssh nas 'cat > sda.img'
+  imager capture /dev/sda --store /mnt/backup        what changed since the last image there
 """
 
 
@@ -43,6 +46,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("source", metavar="SOURCE", help="disk, partition or disk-image file")
     parser.add_argument(
         "image", metavar="IMAGE", nargs="?", help="file to write; - for standard output"
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="instead of IMAGE: into this store, against the newest good image of the same disk",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="with --store: store everything, not what changed"
+    )
+    parser.add_argument(
+        "--max-chain",
+        type=int,
+        default=MAX_CHAIN,
+        metavar="N",
+        help="with --store: begin with a full image anew after N that build upon each other "
+        "(default %(default)s)",
     )
     parser.add_argument(
         "--level",
@@ -141,6 +161,10 @@ def run(arguments: argparse.Namespace) -> int:
         sector_size=arguments.sector_size,
         parent=arguments.parent,
     )
+    if arguments.store is not None:
+        return _run_store(arguments, options)
+    if arguments.full:
+        raise UsageError("--full is for --store: without --parent an image is a full one anyway")
     if arguments.dry_run:
         with ProgressDisplay(arguments.quiet) as progress:
             _print_preview(preview(arguments.source, options, progress), arguments.json)
@@ -163,6 +187,58 @@ def run(arguments: argparse.Namespace) -> int:
     if result.check is not None:
         result.check.require_good()
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
+
+
+def _run_store(arguments: argparse.Namespace, options: CaptureOptions) -> int:
+    if arguments.image is not None:
+        raise UsageError("name an image or a store, not both")
+    if arguments.parent is not None:
+        raise UsageError("a store finds the parent by itself: leave out --parent")
+    store = open_store(arguments.store)
+    with ProgressDisplay(arguments.quiet) as progress:
+        if arguments.dry_run:
+            found, plan = preview_into(
+                store,
+                arguments.source,
+                options,
+                full=arguments.full,
+                max_chain=arguments.max_chain,
+                progress=progress,
+            )
+        else:
+            done = capture_into(
+                store,
+                arguments.source,
+                options,
+                full=arguments.full,
+                max_chain=arguments.max_chain,
+                progress=progress,
+            )
+    if arguments.dry_run:
+        _print_preview(found, arguments.json)
+        if not arguments.json:
+            say(plan)
+        return EXIT_OK
+    result = done.result
+    if arguments.json:
+        print(json.dumps(_stored_json(done), indent=2))
+    elif not arguments.quiet:
+        print("\n".join(result_lines(result)))
+        say(f"incremental, against {done.parent.name}" if done.parent else f"full: {done.why_full}")
+        if done.healed:
+            say(f"stored again, as a check found it damaged: {format_size(done.healed.total)}")
+    if result.check is not None:
+        result.check.require_good()
+    return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
+
+
+def _stored_json(done: StoredCapture) -> dict[str, object]:
+    return {
+        **_result_json(done.result),
+        "image": str(done.image),
+        "why_full": done.why_full or None,
+        "healed": [list(pair) for pair in done.healed],
+    }
 
 
 def _part_size(value: int | None) -> int | None:

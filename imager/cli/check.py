@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from imager.cli.arguments import add_common, add_threads
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
+from imager.store.checking import note_check
 from imager.words.check import lost_volumes, report_lines
 
 _EPILOG = """\
@@ -64,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 _say_failed([f"{path}: failed: {error}"], arguments.quiet)
             continue
+        with contextlib.suppress(OSError, ImagerError):  # a store that is read-only, say
+            note_check(result, datetime.datetime.now().astimezone())
         statuses.append(_status(result))
         reports.append(_report_json(result))
         if arguments.json:

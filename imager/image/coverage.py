@@ -55,7 +55,8 @@ class Coverage:
             return
         guarded = bool(self._image.head.incompatible & GUARDED)
         try:
-            if is_guarded(self._image.file.read(0, OPENING_SIZE)) != guarded:
+            found = is_guarded(self._image.file.read(0, OPENING_SIZE))
+            if found != guarded and not self._image.expired:
                 self._image.problems.add("the opening says something else than the head")
         except (ImageError, ReadFailedError) as error:
             self._image.problems.add(f"opening: {error}")

@@ -8,6 +8,9 @@ one sector write turns the one into the other.
 
 from __future__ import annotations
 
+import datetime
+import re
+
 from imager.image.format import (
     INCOMPATIBLE_INCREMENTAL,
     INCOMPATIBLE_PARTIAL,
@@ -22,6 +25,8 @@ UNFINISHED = "UNFINISHED: its capture is still running, or was interrupted"
 _MARK = "\nimager disk image "
 PARTIAL = "PARTIAL: some partitions of the disk were left out on request"
 INCREMENTAL = "INCREMENTAL: it holds only what differs from its parent image"
+_EXPIRED = "EXPIRED on {}: a prune has given it up, and may have removed what no other image needs"
+_EXPIRED_TIME = re.compile(re.escape(_EXPIRED).replace(r"\{\}", r"(\S{20,32})").encode())
 
 
 def final_opening(head: Head) -> bytes:
@@ -63,6 +68,23 @@ def guard_opening(why: str) -> bytes:
         "zstd alone cannot restore it and stops here (dictionary mismatch).\n"
         "Use: imager info, imager restore.\n",
     )
+
+
+def expired_opening(when: datetime.datetime) -> bytes:
+    """The guard of an image that was given up at this moment."""
+    return guard_opening(_EXPIRED.format(when.isoformat(timespec="seconds")))
+
+
+def expired_since(opening: bytes) -> datetime.datetime | None:
+    """When the image with this opening was given up; None if it was not."""
+    match = _EXPIRED_TIME.search(opening) if is_guarded(opening) else None
+    if match is None:
+        return None
+    try:
+        when = datetime.datetime.fromisoformat(match[1].decode("ascii", "replace"))
+    except ValueError:
+        return None
+    return when if when.tzinfo is not None and opening == expired_opening(when) else None
 
 
 def is_guarded(opening: bytes) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import enum
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from imager.image.format import (
 from imager.image.hashing import HashAlgorithm
 from imager.image.head import Head, Manifest, decode_head, decode_manifest
 from imager.image.index import Segment, decode_index, decode_segment
+from imager.image.opening import expired_since
 from imager.image.problems import Problems
 from imager.image.records import OVERHEAD, Record, decode_record, encode_record, record_size
 from imager.image.recovery import find_records, recover_items
@@ -77,6 +79,8 @@ class ImageReader:
         self.problems = Problems()
         self.manifest: Manifest | None = None
         self.footer: Footer | None = None
+        self.expired = False
+        """Whether the image was given up: what no other image needs of it may be gone."""
         self.uuid = b""
         self._algorithm: HashAlgorithm | None = None
         self._index: Sequence[IndexItem] | None = None
@@ -101,6 +105,11 @@ class ImageReader:
         if self._algorithm is None:
             raise ImageError("no record of the image is intact")
         return self._algorithm
+
+    @property
+    def uuid_text(self) -> str:
+        """The image's UUID as people write it."""
+        return str(uuid.UUID(bytes=self.uuid))
 
     @property
     def completeness(self) -> Completeness:
@@ -267,7 +276,10 @@ class ImageReader:
 
     def _read_end(self, footer: Footer, head: Head | None) -> Head | None:
         """Everything that the footer has a hash of; returns the best head there is."""
-        if not self._hashes(0, OPENING_SIZE, footer.opening_hash):
+        if self._is_expired():
+            self.expired = True
+            self.problems.add("a prune has given it up: what no other image needs may be gone")
+        elif not self._hashes(0, OPENING_SIZE, footer.opening_hash):
             self.problems.add("the opening text is damaged")
         manifest = self._end_record(
             Tag.MANIFEST, footer.manifest_offset, footer.manifest_size, footer.manifest_hash
@@ -288,6 +300,12 @@ class ImageReader:
             if not self._holds(end - FOOTER_RECORD_SIZE, record):
                 self.problems.add("one of the two footers is damaged")
         return head
+
+    def _is_expired(self) -> bool:
+        try:
+            return expired_since(self.file.read(0, OPENING_SIZE)) is not None
+        except (ImageError, ReadFailedError):
+            return False
 
     def _hashes(self, offset: int, size: int, expected: bytes) -> bool:
         try:

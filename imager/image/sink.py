@@ -28,8 +28,10 @@ MAX_PART = (1 << 32) - 1
 """FAT32's largest file (bytes)."""
 
 
-PART_NAME = re.compile(r"(?P<image>.+)\.(?P<number>\d{4})(?P<last>\.last)?(?P<partial>\.partial)?")
-"""What a part may be called, finished or not."""
+PART_NAME = re.compile(
+    r"(?P<image>.+)\.(?P<number>\d{4})(?P<last>\.last|\.expired)?(?P<partial>\.partial)?"
+)
+"""What a part may be called, finished or not; an expired image's last part is renamed."""
 
 
 def part_path(image: Path, number: int, last: bool) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imager.errors import RefusedError, UsageError, WriteFailedError
@@ -190,14 +190,30 @@ class ImageWriter:
         builder.add_parents(self._offset, content_hash, chunks, size, own_maps)
         self._digest.add(content_hash, chunks)
 
+    def copy_segment(self, segment: Segment, frame_of: Callable[[int, int, Entry], bytes]) -> None:
+        """Append a segment of another image of the same disk.
+
+        Its frames are given for the disk range and entry of each. Nothing is hashed: what they hold
+        is for the caller to vouch for, who must tell `finish` the content digest.
+        """
+        entries = []
+        for start, end, entry in segment.placed(self._head.chunk_size):
+            frame = frame_of(start, end, entry) if entry.stored_size else b""
+            offset = self._emit(frame, end - start) if frame else self._offset
+            entries.append(entry._replace(offset=offset, stored_size=len(frame)))
+        copied = replace(segment, entries=tuple(entries))
+        self._write_segment(copied)
+        self._builder.skip(copied)
+
     def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Note ranges of the next chunk that the device did not give, in order."""
         self._unreadable += ranges
 
-    def finish(self, results: Json) -> WrittenImage:
+    def finish(self, results: Json, content_digest: bytes | None = None) -> WrittenImage:
         """Write everything that follows the chunks, and make the image durable.
 
-        `results` are the manifest's facts; they get the counts that the writer knows.
+        `results` are the manifest's facts. The content digest is that of the chunks added, unless
+        it is given for segments that were copied.
         """
         if not self._builder.empty:
             self._close_segment()
@@ -207,7 +223,8 @@ class ImageWriter:
         manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
         manifest_offset = self._emit(manifest, 0)
         index = self._record(Tag.INDEX, encode_index(self._items, OVERHEAD))
-        footer, seek_table = self._plan_end(manifest_offset, manifest, index)
+        digest = content_digest or self._digest.result()
+        footer, seek_table = self._plan_end(manifest_offset, manifest, index, digest)
         record = self._record(Tag.FOOTER, FOOTER.pack(*footer))
         for data in (record, index, record, bytes(seek_table)):
             self._sink.write(data)
@@ -279,7 +296,9 @@ class ImageWriter:
         return min(chunks * self._head.chunk_size, self._head.disk_size - self.position)
 
     def _close_segment(self) -> None:
-        segment = self._builder.build()
+        self._write_segment(self._builder.build())
+
+    def _write_segment(self, segment: Segment) -> None:
         payload = segment.encode()
         decode_segment(payload, self._head)  # no image is written that no reader would accept
         record = self._record(Tag.SEGMENT, payload)
@@ -312,7 +331,7 @@ class ImageWriter:
             INDEX_ITEM.pack_into(self._items, place, *item._replace(copy_offset=copy_offset))
 
     def _plan_end(
-        self, manifest_offset: int, manifest: bytes, index: bytes
+        self, manifest_offset: int, manifest: bytes, index: bytes, content_digest: bytes
     ) -> tuple[Footer, bytearray]:
         """The footer and the seek table; from the first footer on, all lies in one part."""
         frames = self._frames + 4  # footer, index, footer; perhaps a part's header
@@ -342,7 +361,7 @@ class ImageWriter:
             manifest_hash=digest(manifest),
             index_hash=digest(index),
             seek_table_hash=digest(table),
-            content_digest=self._digest.result(),
+            content_digest=content_digest,
         )
         return footer, table
 

@@ -1,0 +1,178 @@
+"""A capture and a prune at once, without locks and without a grace time, in any order of steps."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imager.disk import abi
+from imager.image.reader import ImageReader
+from imager.store import capture as store_capture
+from imager.store import consolidate
+from imager.store import prune as store_prune
+from imager.store.catalog import State
+from imager.store.retention import Candidate, Decision, Rules
+from tests.small_store import CHUNK, DAY, SmallStore, require_content
+
+STEPS: tuple[tuple[object, str], ...] = (
+    (Path, "rename"),
+    (Path, "unlink"),
+    (os, "pwrite"),
+    (os, "fsync"),
+    (abi, "punch_hole"),
+    (ImageReader, "__init__"),
+)
+_CAPTURE, _PRUNE = "a capture", "a prune"
+
+
+class Turns:
+    """Lets two threads take one step each time it is their turn."""
+
+    def __init__(self, order: Sequence[bool]) -> None:
+        self._order = iter(order)
+        self._changed = threading.Condition()
+        self._running = {_CAPTURE, _PRUNE}
+        self._turn = ""
+        self._next()
+
+    def step(self) -> None:
+        """Wait for the turn; threads of another name do not take part."""
+        me = threading.current_thread().name
+        if me not in (_CAPTURE, _PRUNE):
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._turn == me)
+            self._next()
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """The thread has come to its end: the other goes on alone."""
+        with self._changed:
+            self._running.discard(threading.current_thread().name)
+            self._next()
+            self._changed.notify_all()
+
+    def _next(self) -> None:
+        wanted = _CAPTURE if next(self._order, True) else _PRUNE
+        self._turn = wanted if wanted in self._running else next(iter(self._running), "")
+
+
+@contextlib.contextmanager
+def stepping(turns: Turns) -> Iterator[None]:
+    """Each step of either thread waits for its turn."""
+
+    def gated(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **more: object) -> object:
+            turns.step()
+            return real(*arguments, **more)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STEPS:
+            patch.setattr(owner, name, gated(getattr(owner, name)))
+        for module in (store_capture, store_prune):
+            patch.setattr(module, "disk_lock", lambda folder: contextlib.nullcontext())
+        yield
+
+
+def cannot(fd: int, offset: int, length: int) -> None:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+def give_up_all_but_the_oldest(
+    images: Sequence[Candidate], rules: Rules, now: object
+) -> tuple[Decision, ...]:
+    ordered = sorted(images, key=lambda image: image.created, reverse=True)
+    return tuple(Decision(image, ("oldest",) if image is ordered[-1] else ()) for image in ordered)
+
+
+def race(small: SmallStore, order: Sequence[bool], holes: bool = True) -> None:
+    """Capture and prune at once; AssertionError unless all that is left complete is good.
+
+    Without `holes` the file system cannot punch any, and compact copies are made.
+    """
+    turns = Turns(order)
+    failures: list[BaseException] = []
+
+    def run(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            turns.end()
+
+    threads = [
+        threading.Thread(target=run, args=(small.capture,), name=_CAPTURE),
+        threading.Thread(
+            target=run, args=(lambda: small.prune(Rules(last=1), NO_GRACE),), name=_PRUNE
+        ),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_prune, "decide", give_up_all_but_the_oldest)
+        if not holes:
+            patch.setattr(abi, "punch_hole", cannot)
+            patch.setattr(consolidate, "_LEAST", 1)
+        with stepping(turns):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert not failures, failures
+    for image in small.look().images:
+        if image.state is State.COMPLETE:
+            require_content(image.files.opened_as, small.digests[image.name])
+
+
+NO_GRACE = store_prune.DEFAULT_GRACE * 0
+
+
+def make_tempting(folder: Path) -> SmallStore:
+    """The newest image is given up; the oldest, kept, borrows all of it but for chunks 2 to 6.
+
+    The disk holds what it held when the newest was captured: the next capture needs them.
+    """
+    small = SmallStore(folder, chunks=8)
+    small.now += 9 * DAY
+    small.capture()
+    before = small.disk.read_bytes()
+    small.now -= 9 * DAY
+    small.night(2, 3, 4, 5, 6, size=CHUNK - 20)
+    small.now += 20 * DAY
+    small.disk.write_bytes(before)
+    small.write(1)
+    return small
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=12), st.booleans())
+def test_no_order_of_steps_hurts(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[bool, int]], holes: bool
+) -> None:
+    small = make_tempting(tmp_path_factory.mktemp("race"))
+    race(small, [who for who, count in order for _ in range(count)], holes)
+    shutil.rmtree(small.store.path.parent)
+
+
+@pytest.mark.parametrize("before", range(0, 60, 2))
+def test_a_whole_prune_at_each_point_of_a_capture(tmp_path: Path, before: int) -> None:
+    race(make_tempting(tmp_path), [True] * before + [False] * 1000, holes=before % 4 == 0)
+
+
+@pytest.mark.parametrize("first", [4, 6, 8])
+@pytest.mark.parametrize("second", range(16))
+def test_a_capture_that_has_chosen_goes_on_within_a_prune(
+    tmp_path: Path, first: int, second: int
+) -> None:
+    order = [True] * first + [False] * second + [True] * 1000
+    race(make_tempting(tmp_path), order, holes=second % 2 == 0)
