@@ -120,7 +120,7 @@ class TestSystem:
 
     def test_units_are_off(self, unpacked: Path) -> None:
         for unit in read_list((data() / "units-off.list").read_text()):
-            assert (unpacked / "base" / UNITS / unit).readlink() == Path("/dev/null"), unit
+            assert (unpacked / "layer" / UNITS / unit).readlink() == Path("/dev/null"), unit
 
     def test_the_initramfs_looks_for_no_layers_on_disks(self, unpacked: Path) -> None:
         tools = unpacked / "base/usr/share/initramfs-tools"
