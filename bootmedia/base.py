@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bootmedia import host
 from bootmedia.manifest import Manifest
-from bootmedia.recipe import SUITE, Recipe
+from bootmedia.recipe import COMPONENTS, SUITE, Recipe
 from bootmedia.trees import pack
 
 _LEFT_OUT = (
@@ -133,8 +133,11 @@ def _bootstrap(
             f"--mode={mode}",
             "--variant=essential",
             "--format=tar",
+            f"--components={','.join(COMPONENTS)}",
             f"--include={','.join(recipe.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=APT::Update::Error-Mode "any"',
+            '--aptopt=Acquire::Retries "3"',
             *(f"--dpkgopt={option}" for option in options),
             "--skip=download/empty",
             "--skip=essential/unlink",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,8 +21,10 @@ _TOOLS = (
     ("mformat", "mtools"),
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_SUITES = {"Debian": (SUITE, f"{SUITE}-updates"), "Debian-Security": (f"{SUITE}-security",)}
-"""Which suites of ours a source with this label carries."""
+_RELEASE = re.compile(
+    r"(?:bullseye|bookworm|trixie|forky|sid|testing|stable|oldstable)(?P<part>-updates|-security)?"
+)
+"""Debian's releases as a source may name them; other archives have other names."""
 
 
 def require_tools() -> None:
@@ -65,19 +68,32 @@ def sources() -> tuple[str, ...]:
     if shutil.which("apt-get") is None:
         return ()
     listing = subprocess.run(
-        ("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"),
+        # What is configured; whether it has been downloaded does not matter here.
+        (
+            *("apt-get", "indextargets", "--no-release-info"),
+            *("--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"),
+        ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    places = [line.partition(" ")[::2] for line in dict.fromkeys(listing.stdout.splitlines())]
-    if not any(label == "Debian" for label, _ in places):
+    return translate(listing.stdout)
+
+
+def translate(listing: str) -> tuple[str, ...]:
+    """Source lines for the recipe's release from lines "release place" of this machine's."""
+    places: dict[str, str] = {}
+    for line in listing.splitlines():
+        release, _, place = line.partition(" ")
+        match = _RELEASE.fullmatch(release)
+        if match:
+            places.setdefault(SUITE + (match["part"] or ""), place)
+    if SUITE not in places:
         return ()
     return tuple(
         f"deb [signed-by={_KEYRING}] {place} {suite} {' '.join(COMPONENTS)}"
-        for label, place in places
-        for suite in _SUITES.get(label, ())
+        for suite, place in places.items()
     )
 
 

@@ -13,7 +13,7 @@ from bootmedia import host
 from bootmedia.build import BuildOptions, build, default_name
 from bootmedia.iso import list_contents
 from bootmedia.layer import read_ssh_key
-from bootmedia.recipe import EPOCH
+from bootmedia.recipe import EPOCH, SUITE
 from imager.disk import programs
 from imager.errors import MissingToolError, UsageError
 from tests.bootmedia.iso_parts import small_iso
@@ -112,6 +112,28 @@ class TestRefused:
             host.epoch()
         monkeypatch.delenv("SOURCE_DATE_EPOCH")
         assert host.epoch() == EPOCH
+
+
+class TestSources:
+    """Packages come from where this machine gets its own, whatever release it runs."""
+
+    def test_of_another_release(self) -> None:
+        lines = host.translate(
+            "bookworm http://mirror/debian/\n"
+            "bookworm http://second/debian/\n"
+            "bookworm-updates http://mirror/debian/\n"
+            "bookworm-security http://mirror/security/\n"
+            "nodistro http://other/\n"
+        )
+        assert [line.partition("] ")[2] for line in lines] == [
+            f"http://mirror/debian/ {SUITE} main non-free-firmware",
+            f"http://mirror/debian/ {SUITE}-updates main non-free-firmware",
+            f"http://mirror/security/ {SUITE}-security main non-free-firmware",
+        ]
+
+    def test_of_another_system(self) -> None:
+        assert host.translate("noble http://other/ubuntu/\n") == ()
+        assert host.translate("") == ()
 
 
 def test_names_say_the_variant() -> None:
