@@ -30,7 +30,8 @@ bench: setup
 
 # The rescue medium, with its lists beside it.
 bootmedia: setup
-	$(VENV)/bin/imager bootmedia build --output dist/imager-rescue-$$($(VENV)/bin/imager --version | cut -d' ' -f2)-amd64.iso
+	mkdir -p dist
+	$(VENV)/bin/imager bootmedia build --output dist
 
 # The manual page is made from the parser itself; a test compares them.
 man: setup

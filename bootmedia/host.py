@@ -117,7 +117,7 @@ def run(
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
+        env={**os.environ, "PATH": _path(), "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
         check=False,
     )
     if log is not None:
@@ -126,6 +126,11 @@ def run(
     if done.returncode:
         raise ImagerError(f"{what} failed: {_reason(done.stdout)}{f' (log: {log})' if log else ''}")
     return done.stdout
+
+
+def _path() -> str:
+    """PATH with the administrators' folders, which ordinary users lack and mmdebstrap looks in."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
 def _reason(output: str) -> str:

@@ -62,6 +62,7 @@ def make_iso(content: Content, output: Path, work: Path, epoch: int) -> str:
     arguments = [
         *("-quiet", "-no-pad", "-r", "-iso-level", "3", "-V", LIVE_LABEL, "-o", output),
         f"--modification-date={uuid.replace('-', '')}",
+        *("--set_all_file_dates", f"={epoch}"),
         *("--grub2-mbr", content.boot / "boot_hybrid.img"),
         *("-partition_offset", "16", "--mbr-force-bootable"),
         *("-append_partition", "2", _ESP_TYPE, esp, "-appended_part_as_gpt"),
