@@ -70,6 +70,8 @@ class CaptureOptions:
     """Capture although file systems on the disk are mounted read-write: they are stored whole,
     as a power cut would leave them."""
     hash_name: str = "blake3"
+    host: str | None = None
+    """The machine's name, where another system than its own captures it."""
     sector_size: int | None = None
     """Of a plain disk-image file, bytes; devices know theirs."""
 
@@ -263,7 +265,7 @@ def _head(device: SourceDevice, analysis: Analysis, options: CaptureOptions, bus
         facts={
             "created": _now(),
             "tool": f"imager {VERSION}",
-            "host": _host(),
+            "host": _host(options.host),
             "source": device.identity.to_json(),
             "physical_sector_size": device.physical_sector_size,
             "level": options.level,
@@ -287,13 +289,14 @@ def _table_sectors(device: SourceDevice, extents: Extents) -> list[list[object]]
     return sectors
 
 
-def _host() -> dict[str, object]:
+def _host(name: str | None) -> dict[str, object]:
+    """The machine, and the system that captures it."""
     try:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
     except OSError:
         system = ""
     return {
-        "name": platform.node(),
+        "name": name or platform.node(),
         "system": system or platform.system(),
         "kernel": platform.release(),
         "machine": platform.machine(),

@@ -58,7 +58,7 @@ def bar_lines(title: str, heading: str, percent: int | None, line: str) -> tuple
         drawn = f"[{'#' * full}{' ' * (inside - full)}] {percent:3}%"
     texts = ("", heading, "", drawn, line, "", "Escape: break off (asks first)")
     return (
-        border[:2] + f" {title} ".ljust(WIDTH - 3, "-") + "+",
+        "+-" + f" {shorten(title, _INNER)} ".ljust(WIDTH - 3, "-") + "+",
         *(f"| {shorten(text, _INNER).ljust(_INNER)} |" for text in texts),
         border,
     )

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
-from imager.errors import ImagerError, MissingToolError
+from imager.errors import MissingToolError
 from imager.rescue.bar import bar
 from imager.rescue.screen import WIDTH, Choice, Gauge, TerminalGoneError
 from imager.version import VERSION
@@ -41,7 +41,6 @@ class DialogScreen:
     def __init__(self) -> None:
         """Raise MissingToolError without the program or its Python binding."""
         os.environ.setdefault("ESCDELAY", _ESCAPE_MILLISECONDS)
-        # In its own format `dialog` gives Escape and errors the same status.
         try:
             import dialog
         except ImportError:
@@ -56,7 +55,8 @@ class DialogScreen:
         self._dialog.set_background_title(f"imager {VERSION}    Escape: one step back")
         self._dialog.add_persistent_args(list(_OPTIONS))
         # Ctrl-C ends the dialog (which is one step back), not this program.
-        signal.signal(signal.SIGINT, _go_on)
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, _go_on)
 
     def menu(
         self, title: str, text: str, choices: Sequence[Choice], chosen: str | None = None
@@ -66,36 +66,33 @@ class DialogScreen:
         rows = [
             (
                 choice.tag,
-                shorten(choice.text, _TEXT - widest - 6),
+                shorten(choice.text, _TEXT - widest - 5),
                 shorten(choice.help, WIDTH) or " ",
             )
             for choice in choices
         ]
-        clean = _wrapped(text)
-        height = min(_MAX_HEIGHT, clean.count("\n") + len(rows) + 8)
+        lines = _wrapped(text).count("\n")
+        height = min(_MAX_HEIGHT, lines + len(rows) + 8)
         code, tag = self._call(
             self._dialog.menu,
-            clean,
+            text,
             height=height,
-            width=WIDTH,
-            menu_height=max(2, min(len(rows), height - clean.count("\n") - 8)),
+            menu_height=max(2, min(len(rows), height - lines - 8)),
             choices=rows,
             item_help=True,
             title=title,
             cancel_label="Back",
-            **({"default_item": chosen} if chosen else {}),
+            default_item=chosen or rows[0][0],
         )
-        return str(tag) if code == "ok" else None
+        return tag if code == "ok" else None
 
     def confirm(
         self, title: str, text: str, yes: str = "Yes", no: str = "No", careful: bool = False
     ) -> bool | None:
         """As `Screen.confirm`."""
-        code = self._call(
+        code, _ = self._call(
             self._dialog.yesno,
-            _wrapped(text),
-            height=_height(text),
-            width=WIDTH,
+            text,
             title=title,
             yes_label=yes,
             no_label=no,
@@ -107,43 +104,33 @@ class DialogScreen:
         """As `Screen.ask`."""
         code, answer = self._call(
             self._dialog.inputbox,
-            _wrapped(text),
-            height=_height(text, 3),
-            width=WIDTH,
+            text,
+            3,
             init=printable(initial),
             title=title,
             cancel_label="Back",
         )
-        return str(answer).strip() if code == "ok" else None
+        return answer.strip() if code == "ok" else None
 
     def password(self, title: str, text: str) -> str | None:
         """As `Screen.password`."""
         code, answer = self._call(
             self._dialog.passwordbox,
-            _wrapped(text),
-            height=_height(text, 3),
-            width=WIDTH,
+            text,
+            3,
             insecure=True,
             title=title,
             cancel_label="Back",
         )
-        return str(answer) if code == "ok" else None
+        return answer if code == "ok" else None
 
     def show(self, title: str, text: str) -> None:
         """As `Screen.show`."""
-        self._call(
-            self._dialog.msgbox, _wrapped(text), height=_height(text), width=WIDTH, title=title
-        )
+        self._call(self._dialog.msgbox, text, title=title)
 
     def notice(self, title: str, text: str) -> None:
         """As `Screen.notice`."""
-        self._call(
-            self._dialog.infobox,
-            _wrapped(text),
-            height=_height(text) - 2,
-            width=WIDTH,
-            title=title,
-        )
+        self._call(self._dialog.infobox, text, -2, title=title)
 
     def gauge(self, title: str) -> AbstractContextManager[Gauge]:
         """As `Screen.gauge`."""
@@ -155,15 +142,20 @@ class DialogScreen:
         subprocess.run(["clear"], check=False)
         yield
 
-    def _call(self, box: Any, *arguments: object, **options: object) -> Any:
+    def _call(self, box: Any, text: str, more: int = 0, **options: object) -> tuple[str, str]:
+        """How the box was left ("ok", "cancel", "esc"), and what was entered."""
         try:
-            return box(*arguments, **options)
+            answer = box(
+                _wrapped(text),
+                **{"height": _height(text, more), "width": WIDTH, **options},
+            )
         except self._library.DialogTerminatedBySignal as error:
-            if error.exception_shortdesc and "SIGINT" in str(error):
-                return "esc"
+            if str(error).rstrip(".").endswith(f"signal {signal.SIGINT.value}"):
+                return "esc", ""
             raise TerminalGoneError("the terminal is gone") from None
         except self._library.error as error:
-            raise ImagerError(f"the screen cannot be drawn: {printable(str(error))}") from None
+            raise TerminalGoneError(f"the screen cannot be drawn: {error}") from None
+        return answer if isinstance(answer, tuple) else (answer, "")
 
 
 def _go_on(number: int, frame: FrameType | None) -> None:

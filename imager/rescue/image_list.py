@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 
 from imager.disk.inventory import Disk
@@ -15,7 +16,7 @@ from imager.rescue.screen import Choice
 from imager.rescue.session import Session
 from imager.rescue.shares import Share, mounted_share
 from imager.rescue.targets import is_same_disk
-from imager.wording import format_age, format_size, printable
+from imager.wording import format_age, format_size, printable, shorten
 
 VERDICTS = {
     "ok": "ok",
@@ -36,6 +37,10 @@ class Findings:
     def __init__(self, images: Sequence[Located], problems: Sequence[str]) -> None:
         self.images = tuple(images)[:_LISTED]
         self.problems = tuple(problems)
+
+    def number_of(self, located: Located | None) -> int | None:
+        """The place of an image in the list."""
+        return self.images.index(located) if located in self.images else None
 
     def preselected(self, disks: Sequence[Disk], machine: str) -> int | None:
         """The newest good image of this machine's own disk, else of `machine`, else of any."""
@@ -92,6 +97,11 @@ def name_of(image: FoundImage) -> str:
     return f"{printable(image.host or image.path.name)}{when}"
 
 
+def place_name(image: FoundImage, share: Share | None) -> str:
+    """Where an image is: "images/office-pc.img on sdc3 (IMAGER_DATA)"."""
+    return printable(f"{image.path} on {share.address if share else image.volume.title}")
+
+
 def on_share(
     session: Session, image: FoundImage, share: Share | None, stack: ExitStack
 ) -> FoundImage:
@@ -100,7 +110,7 @@ def on_share(
         return image
     place = stack.enter_context(mounted_share(share, session.machine.state))
     volume = folder_volume(place, share.address)
-    return FoundImage(**{**vars(image), "volume": volume})
+    return replace(image, volume=volume)
 
 
 def _on_share(session: Session, share: Share) -> FoundImages:
@@ -121,14 +131,13 @@ def _line(image: FoundImage, now: datetime) -> str:
     if image.created is not None:
         when = f"{image.created.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
         age = format_age((now - image.created).total_seconds())
-    machine = printable(image.host or image.path.name)
+    machine = shorten(image.host or image.path.name, 13)
     size = format_size(image.size)
-    return f"{machine[:20]:<20}  {when}  {size:>7}  {VERDICTS[image.verdict]:<10} {age}"
+    return f"{machine:<13} {when:<16} {age:<14} {size:>7} {VERDICTS[image.verdict]}"
 
 
 def _help(image: FoundImage, share: Share | None) -> str:
-    where = share.address if share else image.volume.title
-    what = f"{image.path.name} on {where}"
+    what = place_name(image, share)
     if image.note:
         return f"{what}: {image.note}"
     model = image.disk.model if image.disk else None

@@ -45,8 +45,19 @@ _READ_ONLY: dict[str, tuple[tuple[str, str], ...]] = {
     "udf": (("udf", ""),),
 }
 """By blkid's name, the drivers to try and the options with which each only reads."""
-_WRITABLE = {"vfat": "utf8", "exfat": "", "ext4": ""}
+_OWN = ("exfat", "vfat", "ext4")
 """What the stick's own partition may be."""
+_WRITABLE: dict[str, tuple[tuple[str, str], ...]] = {
+    "exfat": (("exfat", ""),),
+    "vfat": (("vfat", "utf8"),),
+    "ext2": (("ext4", ""),),
+    "ext3": (("ext4", ""),),
+    "ext4": (("ext4", ""),),
+    "xfs": (("xfs", ""),),
+    "btrfs": (("btrfs", ""),),
+    "ntfs": (("ntfs3", ""), ("ntfs-3g", "")),
+}
+"""What can be written to, with its drivers and their options."""
 _HARMLESS = "nosuid,nodev,noexec"
 _PATIENCE = 5.0
 """Seconds until a loop device that is let go must be gone: udev may look at it for a moment."""
@@ -124,7 +135,7 @@ def data_volume(
     found = [
         volume
         for volume in volumes
-        if volume.label == label and volume.kind in _WRITABLE
+        if volume.label == label and volume.kind in _OWN
         if volume.disk is not None and volume.disk.name == name
     ]
     return found[0] if len(found) == 1 else None
@@ -153,15 +164,10 @@ def mounted_read_only(volume: MediaVolume) -> Iterator[Path]:
                 _unmount(place)
             return
         with _read_only_loop(volume) as loop:
-            failures = []
-            for kind, options in _READ_ONLY[volume.kind]:
-                words = ",".join(filter(None, ("ro", _HARMLESS, options)))
-                failures.append(_mount(kind, words, loop, place))
-                if not failures[-1]:
-                    break
-            if failures[-1]:
+            failure = _mount_by_any(_READ_ONLY[volume.kind], "ro", loop, place)
+            if failure:
                 raise ReadFailedError(
-                    f"{volume.title} ({volume.kind}) cannot be mounted: {failures[-1]}"
+                    f"{volume.title} ({volume.kind}) cannot be mounted: {failure}"
                 )
             try:
                 yield place
@@ -169,9 +175,14 @@ def mounted_read_only(volume: MediaVolume) -> Iterator[Path]:
                 _unmount(place)
 
 
+def is_writable(volume: MediaVolume) -> bool:
+    """Whether `mounted_for_writing` knows the volume's file system."""
+    return volume.kind in _WRITABLE
+
+
 @contextlib.contextmanager
 def mounted_for_writing(volume: MediaVolume) -> Iterator[Path]:
-    """The files of the stick's own partition, to be written; synced and unmounted at the end.
+    """The volume's files, to be written; synced and unmounted at the end.
 
     Where it is mounted already it is used there. Raises WriteFailedError where it cannot be
     mounted or is read-only, RefusedError without root's rights.
@@ -186,8 +197,7 @@ def mounted_for_writing(volume: MediaVolume) -> Iterator[Path]:
         yield known
         return
     with _mount_directory() as place:
-        options = ",".join(filter(None, ("rw", _HARMLESS, _WRITABLE[volume.kind])))
-        failure = _mount(volume.kind, options, Path(volume.path), place)
+        failure = _mount_by_any(_WRITABLE[volume.kind], "rw", Path(volume.path), place)
         if failure:
             raise WriteFailedError(f"{volume.title} cannot be mounted: {failure}")
         try:
@@ -274,6 +284,19 @@ def _mount(kind: str, options: str, source: Path, place: Path) -> str:
         *("--", str(source), str(place)),
     )
     return _reason(done.stderr) if done.returncode else ""
+
+
+def _mount_by_any(
+    drivers: tuple[tuple[str, str], ...], mode: str, source: Path, place: Path
+) -> str:
+    """As `_mount`, with the first driver that can."""
+    failure = ""
+    for kind, options in drivers:
+        words = ",".join(filter(None, (mode, _HARMLESS, options)))
+        failure = _mount(kind, words, source, place)
+        if not failure:
+            break
+    return failure
 
 
 def _unmount(place: Path) -> None:

@@ -72,12 +72,15 @@ class Screen(Protocol):
         """The terminal is another program's meanwhile."""
 
 
-def walk(*steps: Callable[[], bool]) -> bool:
+def walk(*steps: Callable[[], bool | None]) -> bool:
     """Take the steps in order; one that gives False leads back to the one before it.
 
-    Returns whether the last was taken: False where the first one was left backwards.
+    A step that had nothing to ask gives None, and is passed by in either direction. Returns whether
+    the last was taken: False where the first one was left backwards.
     """
-    at = 0
+    at, forward = 0, True
     while 0 <= at < len(steps):
-        at += 1 if steps[at]() else -1
+        answer = steps[at]()
+        forward = forward if answer is None else answer
+        at += 1 if forward else -1
     return at == len(steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,11 @@ Run = Callable[..., CompletedProcess[str]]
 """As `imager.disk.programs.run`."""
 
 
+def without_mounts(text: str) -> str:
+    """A sentence about a file as a person knows it: from the root of its disk or share."""
+    return re.sub(r"/\S*/(?:mount|share)-\w+/", "", text)
+
+
 def real_disks() -> tuple[Disk, ...]:
     """The machine's disks; loop devices are not what a person wants to overwrite."""
     return tuple(disk for disk in list_disks() if disk.identity.kind != "loop")
@@ -52,6 +59,8 @@ class Machine:
     sys: Path = Path("/sys")
     proc: Path = Path("/proc")
     clock: Callable[[], datetime] = now
+    pause: Callable[[], None] = signal.pause
+    """Waits for the end, once the machine has been told to restart."""
 
     @property
     def is_uefi(self) -> bool:
@@ -81,7 +90,7 @@ class Session:
 
     def fail(self, error: ImagerError, more: str = "") -> None:
         """Show and note why something did not succeed, and what is true now."""
-        sentence = str(error)
+        sentence = without_mounts(str(error))
         self.journal.note(f"failed: {sentence}", *filter(None, [more]))
         text = f"{sentence[:1].upper()}{sentence[1:]}."
         self.screen.show("That did not work", f"{text}\n\n{more}" if more else text)

@@ -29,7 +29,7 @@ _ADDRESSES = (
         rf"(?:ssh|sftp)://(?:(?P<user>[^@/]+)@)?{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.*)?",
         re.A,
     )),
-    ("nfs", re.compile(rf"{_HOST}:(?P<path>/.*)", re.A)),
+    ("nfs", re.compile(rf"{_HOST}:(?P<path>/(?!/).*)", re.A)),
 )  # fmt: skip
 _HARMLESS = "nosuid,nodev,noexec"
 

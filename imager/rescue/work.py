@@ -43,18 +43,19 @@ class Meter:
         self._state = (0, 0)
         self._begun = clock()
         self.stop = threading.Event()
-        self.phases: list[str] = []
-        """Those that have begun."""
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """As `imager.pipeline.Progress`; BrokenOffError once `stop` is set."""
-        if self.stop.is_set():
-            raise BrokenOffError("it was broken off")
+        self.check()
         if phase != self.phase:
             self._begun = self._clock()
-            self.phases.append(phase)
             self.phase = phase
         self._state = (done, total)
+
+    def check(self) -> None:
+        """BrokenOffError once `stop` is set."""
+        if self.stop.is_set():
+            raise BrokenOffError("it was broken off")
 
     def lines(self) -> tuple[str, int | None, str]:
         """What a `Gauge` shows."""

@@ -10,9 +10,9 @@ from imager.words.layout import layout_lines, volume_name, volumes_hit
 from imager.words.target import current_lines
 
 
-def plan_lines(plan: RestorePlan) -> Iterator[str]:
-    """What a restore will do, and what will be lost."""
-    yield f"Image   {plan.image or 'standard input'}"
+def plan_lines(plan: RestorePlan, image: str | None = None) -> Iterator[str]:
+    """What a restore will do, and what will be lost; `image` is a better name of it than its path."""
+    yield f"Image   {image or plan.image or 'standard input'}"
     facts = plan.head.facts
     host = facts.get("host")
     name = host.get("name") if isinstance(host, dict) else None
