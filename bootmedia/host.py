@@ -21,6 +21,7 @@ _TOOLS = (
     ("mformat", "mtools"),
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SECONDS_TO_END = 60
 _RELEASE = re.compile(
     r"(?:bullseye|bookworm|trixie|forky|sid|testing|stable|oldstable)(?P<part>-updates|-security)?"
 )
@@ -110,7 +111,7 @@ def run(
     Raises ImagerError, which says that `what` failed and the program's own reason.
     """
     program = programs.find(str(command[0]), str(command[0]))
-    done = subprocess.run(
+    with subprocess.Popen(
         (program, *map(str, command[1:])),
         stdin=stdin,
         stdout=subprocess.PIPE,
@@ -118,14 +119,20 @@ def run(
         encoding="utf-8",
         errors="replace",
         env={**os.environ, "PATH": _path(), "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
-        check=False,
-    )
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            # It unmounts and removes what it has made.
+            process.terminate()
+            process.wait(_SECONDS_TO_END)
+            raise
     if log is not None:
         with log.open("a") as file:
-            file.write(f"+ {shlex.join(map(str, command))}\n{done.stdout}")
-    if done.returncode:
-        raise ImagerError(f"{what} failed: {_reason(done.stdout)}{f' (log: {log})' if log else ''}")
-    return done.stdout
+            file.write(f"+ {shlex.join(map(str, command))}\n{output}")
+    if process.returncode:
+        raise ImagerError(f"{what} failed: {_reason(output)}{f' (log: {log})' if log else ''}")
+    return output
 
 
 def _path() -> str:
