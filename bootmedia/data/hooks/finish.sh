@@ -26,10 +26,11 @@ else
 fi
 depmod "$release"
 
-# The initramfs finds the medium and does nothing else: no layer on a disk is looked for in it.
-for name in btrfs dmsetup fsck fuse keymap lvm2 mdadm ntfs_3g resume thermal xfs; do
-    find /usr/share/initramfs-tools -type f -name "$name" -delete
-done
+# The initramfs finds the medium and does nothing else: no layer on a disk, no network is looked for
+# in it, whatever the installed packages would add.
+find /usr/share/initramfs-tools/hooks -type f \
+    ! -name klibc-utils ! -name kmod ! -name udev -delete
+find /usr/share/initramfs-tools/scripts/init-* -type f ! -name udev -delete
 mkinitramfs -o "$boot/initrd.img" "$release"
 cp "/boot/vmlinuz-$release" "$boot/vmlinuz"
 
