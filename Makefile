@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test bench bootmedia lint install clean setup man
+.PHONY: demo test bench bootmedia reproduce lint install clean setup man
 
 setup: $(STAMP)
 
@@ -32,6 +32,13 @@ bench: setup
 bootmedia: setup
 	mkdir -p dist
 	$(VENV)/bin/imager bootmedia build --output dist
+
+# Two builds, bases included, that must be the same to the bit; minutes.
+reproduce: setup
+	mkdir -p dist
+	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/one.iso
+	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/two.iso
+	cmp dist/one.iso dist/two.iso
 
 # The manual page is made from the parser itself; a test compares them.
 man: setup
