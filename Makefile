@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test bench bootmedia reproduce lint install clean setup man
+.PHONY: demo test test-boot test-boot-all bench bootmedia reproduce lint install clean setup man
 
 setup: $(STAMP)
 
@@ -19,6 +19,16 @@ demo: setup
 
 test: setup lint
 	$(VENV)/bin/python -m pytest
+
+# Machines in QEMU that are brought back by the medium; as root. All of them take hours, and write
+# docs/boot-matrix.md.
+test-boot: setup
+	sh ./tests/boot/setup.sh
+	$(VENV)/bin/python -m pytest -o timeout=1800 -m ci tests/boot
+
+test-boot-all: setup
+	sh ./tests/boot/setup.sh
+	$(VENV)/bin/python -m tests.boot.matrix
 
 lint: setup
 	$(VENV)/bin/ruff check

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import NamedTuple
 from unittest import mock
 
 import pytest
@@ -18,12 +19,13 @@ from imager.check import check
 from imager.disk.inventory import Disk
 from imager.errors import ImageError, RefusedError, UsageError, WriteFailedError
 from imager.rescue.consoles import Consoles, console_paths
+from imager.rescue.journal import JOB_RESULT
 from imager.rescue.kernel_line import Console
 from imager.rescue.ledger import Ledger, Past
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume
 from imager.rescue.session import Machine
-from imager.rescue.unattended import Clock, Outcome, run_unattended
+from imager.rescue.unattended import Clock, run_unattended
 from imager.target_writer import TargetWriter
 from tests.command import imager
 from tests.comparing import digest
@@ -35,11 +37,19 @@ from tests.test_media import disks_of, mounts, volumes_of
 MIB = 1 << 20
 SIZE = 24 * MIB
 JOB = "quiet imager.restore=auto imager.image=BACKUP:/a.img imager.target=serial:TARGET "
-DONE = Outcome(True, "poweroff", 0)
+DONE = (True, "poweroff", 0)
 
 
 def no_program(program: str, package: str, *arguments: str) -> CompletedProcess[str]:
     return CompletedProcess([program], 0, "", "")
+
+
+class Ended(NamedTuple):
+    """An outcome without its words."""
+
+    done: bool
+    after: str
+    status: int
 
 
 @dataclass
@@ -80,12 +90,15 @@ class Lab:
     def sleep(self, seconds: float) -> None:
         self.time += 5 * seconds
 
-    def run(self, text: str = JOB) -> Outcome:
+    def run(self, text: str = JOB) -> Ended:
         self.said.clear()
+        (self.state / JOB_RESULT).unlink(missing_ok=True)
         clock = Clock(lambda: self.time, self.sleep)
         outcome = run_unattended(text, self.machine(), self._say, clock)
         assert mounts() == []
-        return outcome
+        told = (self.state / JOB_RESULT).exists()
+        assert told == (outcome.after == "stay")
+        return Ended(outcome.done, outcome.after, outcome.status)
 
     def _say(self, *lines: str) -> None:
         self.said += lines
@@ -153,7 +166,7 @@ def test_a_job_runs_once(lab: Lab, tiny: Tiny) -> None:
     assert lab.said[-1] == "This machine will power off."
     assert "The restore is finished" in lab.text and "verdict: ok" in lab.logs()
     after = digest(lab.target.file)
-    assert lab.run(JOB) == Outcome(False, "stay", RefusedError.exit_code)
+    assert lab.run(JOB) == Ended(False, "stay", RefusedError.exit_code)
     assert "this job has run already (finished: ok)" in lab.text
     assert digest(lab.target.file) == after
 
@@ -162,7 +175,7 @@ def test_other_words_are_another_job(lab: Lab) -> None:
     assert lab.run().done
     assert lab.run(JOB + "imager.job=again").done
     assert not lab.run(JOB + "imager.job=again").done
-    assert lab.run(JOB + "imager.after=reboot") == Outcome(True, "reboot", 0)
+    assert lab.run(JOB + "imager.after=reboot") == Ended(True, "reboot", 0)
 
 
 def test_another_image_is_another_job_but_for_the_newest(lab: Lab, tiny: Tiny) -> None:
@@ -251,7 +264,7 @@ def test_damaged_image_touches_nothing(lab: Lab) -> None:
     lab.on_store(flip)
     before = digest(lab.target.file)
     outcome = lab.run(JOB + "imager.after=reboot")
-    assert outcome == Outcome(False, "stay", ImageError.exit_code)
+    assert outcome == Ended(False, "stay", ImageError.exit_code)
     assert "is damaged" in lab.text and digest(lab.target.file) == before
     assert lab.run(JOB + "imager.after=reboot").status == ImageError.exit_code, "not used up"
 
@@ -284,7 +297,7 @@ def test_failure_while_writing_is_said_and_remembered(lab: Lab) -> None:
     gone = WriteFailedError("the disk is gone")
     with mock.patch.object(TargetWriter, "write", side_effect=gone):
         outcome = lab.run(JOB + "imager.after=reboot")
-    assert outcome == Outcome(False, "stay", WriteFailedError.exit_code)
+    assert outcome == Ended(False, "stay", WriteFailedError.exit_code)
     assert "its old content is lost" in lab.text and "Nothing was written" not in lab.text
     assert not lab.run(JOB + "imager.after=reboot").done
     assert "has run already (failed: the disk is gone)" in lab.text
@@ -293,7 +306,7 @@ def test_failure_while_writing_is_said_and_remembered(lab: Lab) -> None:
 def test_fault_of_our_own_stops_it(lab: Lab) -> None:
     with mock.patch("imager.rescue.unattended.plan_restore", side_effect=KeyError("x")):
         outcome = lab.run(JOB + "imager.after=reboot")
-    assert outcome == Outcome(False, "stay", 1)
+    assert outcome == Ended(False, "stay", 1)
     assert "internal error (KeyError: 'x')" in lab.text
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 
 from imager.errors import ImagerError
 from imager.rescue.capture_flow import CaptureFlow
 from imager.rescue.check_flow import check_images
 from imager.rescue.endings import restart_or_switch_off, save_log
 from imager.rescue.hardware import firmware, report
-from imager.rescue.journal import Journal
+from imager.rescue.journal import JOB_RESULT, Journal
 from imager.rescue.keyboard import choose_keyboard
 from imager.rescue.network_flow import ShareFlow
 from imager.rescue.restore_flow import RestoreFlow
@@ -57,6 +58,7 @@ def run(session: Session, leave: bool = False) -> None:
         "shell": lambda: _shell(session),
         "end": lambda: restart_or_switch_off(session),
     }
+    _tell_of_job(session)
     chosen: str | None = "restore"
     while True:
         last = chosen
@@ -70,6 +72,13 @@ def run(session: Session, leave: bool = False) -> None:
             actions[chosen]()
         except ImagerError as error:
             session.fail(error)
+
+
+def _tell_of_job(session: Session) -> None:
+    """How the unattended job ended, where there was one: the menu would hide it."""
+    with suppress(OSError):
+        text = (session.machine.state / JOB_RESULT).read_text("utf-8", "replace")
+        session.screen.show("The job on the kernel line", text)
 
 
 def _report(session: Session) -> None:

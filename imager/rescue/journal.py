@@ -9,6 +9,9 @@ from pathlib import Path
 
 from imager.wording import printable
 
+JOB_RESULT = "unattended.txt"
+"""How an unattended job ended, beside the journals: for the menu to show."""
+
 
 def now() -> datetime:
     """The time with its zone."""

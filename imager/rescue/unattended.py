@@ -11,16 +11,24 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from imager.disk.inventory import Disk
-from imager.errors import ImagerError, RefusedError, UsageError, WriteFailedError
+from imager.errors import (
+    EXIT_DEGRADED,
+    EXIT_OK,
+    ImagerError,
+    RefusedError,
+    UsageError,
+    WriteFailedError,
+)
 from imager.image.format import INCOMPATIBLE_PARTIAL
 from imager.rescue.choice import choose_target, image_at, is_blank, newest, with_label
 from imager.rescue.finder import FoundImage, find_images, open_found
-from imager.rescue.journal import Journal
-from imager.rescue.kernel_line import ImageChoice, Job, KernelLine, parse_kernel_line
+from imager.rescue.job_share import job_share
+from imager.rescue.journal import JOB_RESULT, Journal
+from imager.rescue.kernel_line import SHARE_LABEL, ImageChoice, Job, KernelLine, parse_kernel_line
 from imager.rescue.ledger import MAX_ATTEMPTS, Ledger, Past
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume, mounted_for_writing
@@ -54,6 +62,8 @@ class Clock:
 class Outcome:
     """What became of a job."""
 
+    words: tuple[str, ...]
+    """The same for a person."""
     done: bool
     """Whether the restore was carried out, now, to its end."""
     after: str
@@ -120,6 +130,7 @@ def run_unattended(text: str, machine: Machine, say: Say, clock: Clock | None = 
         both("This machine will power off.")
     else:
         both("This machine stays on, and does not restart by itself. The menu is on its consoles.")
+        _leave_result(machine, outcome)
     return outcome
 
 
@@ -139,23 +150,35 @@ def job_id(job: Job, image: FoundImage, disk: Disk) -> str:
 
 
 def _run(work: _Work) -> Outcome:
-    with _volumes(work) as (volumes, disks):
-        image = _find_image(work, volumes)
-        disk = choose_target(work.job.target, disks, image)
-        work.name = job_id(work.job, image, disk)
-        _require_first_time(work, disk)
-        with open_found(image) as origin:
-            if origin.head.incompatible & INCOMPATIBLE_PARTIAL:
-                raise RefusedError(
-                    f"{image.path} holds only some partitions of its disk: restore it from the menu"
-                )
-            plan = plan_restore(origin, disk.identity.path, RestoreOptions())
-            work.say(*plan_lines(plan))
-            work.facts = _facts(work, image, plan)
-            result = restore(
-                *(origin, plan, _ProgressLines(work.say, work.clock)),
-                before_writing=lambda: _record_begin(work, disk),
+    with contextlib.ExitStack() as stack:
+        volumes, disks = _settled(work)
+        if work.line.share is not None and work.line.network is not None:
+            work.say(f"Connecting to {work.line.share.address}")
+            share = job_share(
+                *(work.machine, work.line.network, work.line.share, work.machine.data()),
+                sleep=work.clock.sleep,
             )
+            volumes = (*volumes, stack.enter_context(share))
+        return _restore(work, volumes, disks)
+
+
+def _restore(work: _Work, volumes: tuple[MediaVolume, ...], disks: tuple[Disk, ...]) -> Outcome:
+    image = _find_image(work, volumes)
+    disk = choose_target(work.job.target, disks, image)
+    work.name = job_id(work.job, image, disk)
+    _require_first_time(work, disk)
+    with open_found(image) as origin:
+        if origin.head.incompatible & INCOMPATIBLE_PARTIAL:
+            raise RefusedError(
+                f"{image.path} holds only some partitions of its disk: restore it from the menu"
+            )
+        plan = plan_restore(origin, disk.identity.path, RestoreOptions())
+        work.say(*plan_lines(plan))
+        work.facts = _facts(work, image, plan)
+        result = restore(
+            *(origin, plan, _ProgressLines(work.say, work.clock)),
+            before_writing=lambda: _record_begin(work, disk),
+        )
     work.say(*result_lines(plan, result))
     return _finished(work, image, disk, result)
 
@@ -168,52 +191,48 @@ def _finished(work: _Work, image: FoundImage, disk: Disk, result: RestoreResult)
             # The attempt is on record, and the target is not blank: it will not be repeated.
             work.say(f"Note: that it is finished could not be recorded: {error}")
     when = f" of {image.created:%Y-%m-%d %H:%M}" if image.created else ""
-    work.say(
-        "",
+    words = [
         f"The restore is finished: {image.host or 'the machine'}{when} is on "
-        f"{disk.identity.describe()}, and was read back.",
-    )
+        f"{disk.identity.describe()}, and was read back."
+    ]
     after = {"shell": "stay"}.get(work.job.after, work.job.after)
     if work.unrecorded and after == "reboot":
         after = "poweroff"
-        work.say(
+        words.append(
             f"It does not restart: the job could not be recorded ({work.unrecorded}), and would be "
             "done again if this medium were started again. Remove it before you switch on."
         )
     elif work.unrecorded:
-        work.say(
+        words.append(
             f"The job could not be recorded ({work.unrecorded}): "
             "remove this medium, or it will be done again at the next start."
         )
-    return Outcome(True, after, 3 if result.verdict == "degraded" else 0)
+    work.say("", *words)
+    status = EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
+    return Outcome(tuple(words), True, after, status)
 
 
 def _failed(work: _Work | None, say: Say, reason: str, status: int, again: bool) -> Outcome:
     if again:
-        say("", f"Nothing is done: {reason}")
-        return Outcome(False, "stay", status)
-    say("", "The unattended restore did not succeed.", f"Reason: {reason}")
-    if work is None or work.begun is None:
-        say("Nothing was written to any disk.")
-        return Outcome(False, "stay", status)
-    say(
-        f"{work.begun.identity.describe()}: its old content is lost, and it is not complete: "
-        "do not start from it."
-    )
-    if not work.unrecorded:
-        with contextlib.suppress(ImagerError):
-            work.ledger.end(work.name, f"failed: {reason}", work.facts)
-    return Outcome(False, "stay", status)
-
-
-@contextlib.contextmanager
-def _volumes(work: _Work) -> Iterator[tuple[tuple[MediaVolume, ...], tuple[Disk, ...]]]:
-    """Where images may be, and the disks, once all of them have had time to appear."""
-    volumes, disks = _settled(work)
-    yield volumes, disks
+        words = [f"Nothing is done: {reason}"]
+    else:
+        words = ["The unattended restore did not succeed.", f"Reason: {reason}"]
+        if work is None or work.begun is None:
+            words.append("Nothing was written to any disk.")
+        else:
+            words.append(
+                f"{work.begun.identity.describe()}: its old content is lost, and it is not "
+                "complete: do not start from it."
+            )
+            if not work.unrecorded:
+                with contextlib.suppress(ImagerError):
+                    work.ledger.end(work.name, f"failed: {reason}", work.facts)
+    say("", *words)
+    return Outcome(tuple(words), False, "stay", status)
 
 
 def _settled(work: _Work) -> tuple[tuple[MediaVolume, ...], tuple[Disk, ...]]:
+    """Where images may be, and the disks, once all of them have had time to appear."""
     work.say("Looking for disks.")
     with contextlib.suppress(ImagerError):
         work.machine.run("udevadm", "udev", "settle", "--timeout=30")
@@ -226,7 +245,8 @@ def _settled(work: _Work) -> tuple[tuple[MediaVolume, ...], tuple[Disk, ...]]:
         if found != seen:
             seen, changed = found, now
         label = work.job.image.label
-        missing = label is not None and all(volume.label != label for volume in volumes)
+        awaited = label not in (None, SHARE_LABEL)
+        missing = awaited and all(volume.label != label for volume in volumes)
         if now - changed >= QUIET_SECONDS and (not missing or now - begun >= WAIT_SECONDS):
             return volumes, disks
         work.clock.sleep(1)
@@ -310,6 +330,12 @@ def _keep_log(machine: Machine, journal: Journal, work: _Work | None, say: Say) 
         say(f"The log is on {volume.title}: {LOG_FOLDER}/{name}")
     except (ImagerError, OSError) as error:
         say(f"Note: the log is not on the stick: {error}")
+
+
+def _leave_result(machine: Machine, outcome: Outcome) -> None:
+    """For the menu, which would hide what stands on the consoles."""
+    with contextlib.suppress(OSError):
+        (machine.state / JOB_RESULT).write_text("\n\n".join(outcome.words) + "\n")
 
 
 class _ProgressLines:

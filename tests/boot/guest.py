@@ -174,19 +174,18 @@ def _bootstrap(work: Path, packages: Path) -> None:
         ("customize", f"copy-out /made {work}"),
         ("customize", 'rm -r "$1"/made'),
     ]
+    options = [
+        *("--mode=root", "--variant=essential", "--format=tar"),
+        f"--include={','.join(_PACKAGES)}",
+        '--aptopt=APT::Install-Recommends "false"',
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=force-unsafe-io",
+        *("--skip=download/empty", "--skip=essential/unlink"),
+        *(f"--{when}-hook={what}" for when, what in hooks),
+    ]
     host.run(
-        (
-            "mmdebstrap",
-            *("--mode=root", "--variant=essential", "--format=tar"),
-            f"--include={','.join(_PACKAGES)}",
-            '--aptopt=APT::Install-Recommends "false"',
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            "--dpkgopt=force-unsafe-io",
-            *("--skip=download/empty", "--skip=essential/unlink"),
-            *(f"--{when}-hook={what}" for when, what in hooks),
-            *(SUITE, work / "root.tar", *host.sources()),
-        ),
+        ("mmdebstrap", *options, SUITE, work / "root.tar", *host.sources()),
         "making the guest",
         packages.parent / "guest.log",
     )
