@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,8 +149,10 @@ def _bootstrap(
         cache / f"base-{recipe.variant}.log",
         environment={"SOURCE_DATE_EPOCH": str(epoch)},
     )
-    with tarfile.open(work / "boot.tar") as archive:
-        archive.extractall(work, filter="data")
+    host.run(
+        ("tar", "--extract", "--no-same-owner", f"--file={work / 'boot.tar'}", "--directory", work),
+        "unpacking what starts the system",
+    )
     (work / "imager-boot").rename(work / "boot")
     if pinned:
         pinned.require_same(Manifest.read(work / "boot" / "manifest"))
