@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,6 @@ _TOOLS = (
     ("mformat", "mtools"),
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_SECONDS_TO_END = 60
 _RELEASE = re.compile(
     r"(?:bullseye|bookworm|trixie|forky|sid|testing|stable|oldstable)(?P<part>-updates|-security)?"
 )
@@ -118,14 +118,15 @@ def run(
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
+        start_new_session=True,
         env={**os.environ, "PATH": _path(), "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
     ) as process:
         try:
             output, _ = process.communicate()
         except BaseException:
-            # It unmounts and removes what it has made.
-            process.terminate()
-            process.wait(_SECONDS_TO_END)
+            # With all that it has started; what it has mounted and made goes before we do.
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
             raise
     if log is not None:
         with log.open("a") as file:
