@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test test-boot test-boot-all bench bootmedia lint install clean setup man screens
+.PHONY: demo test test-boot test-boot-all bench bootmedia reproduce lint install clean setup man screens
 
 setup: $(STAMP)
 
@@ -40,7 +40,15 @@ bench: setup
 
 # The rescue medium, with its lists beside it.
 bootmedia: setup
-	$(VENV)/bin/imager bootmedia build --output dist/imager-rescue-$$($(VENV)/bin/imager --version | cut -d' ' -f2)-amd64.iso
+	mkdir -p dist
+	$(VENV)/bin/imager bootmedia build --output dist
+
+# Two builds, bases included, that must be the same to the bit; minutes.
+reproduce: setup
+	mkdir -p dist
+	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/one.iso
+	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/two.iso
+	cmp dist/one.iso dist/two.iso
 
 # The manual page is made from the parser itself; a test compares them.
 man: setup

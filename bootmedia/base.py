@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from bootmedia import host
 from bootmedia.manifest import Manifest
-from bootmedia.recipe import SUITE, Recipe
+from bootmedia.recipe import COMPONENTS, SUITE, Recipe
 from bootmedia.trees import pack
 
 _LEFT_OUT = (
@@ -133,8 +132,11 @@ def _bootstrap(
             f"--mode={mode}",
             "--variant=essential",
             "--format=tar",
+            f"--components={','.join(COMPONENTS)}",
             f"--include={','.join(recipe.packages)}",
             '--aptopt=APT::Install-Recommends "false"',
+            '--aptopt=APT::Update::Error-Mode "any"',
+            '--aptopt=Acquire::Retries "3"',
             *(f"--dpkgopt={option}" for option in options),
             "--skip=download/empty",
             "--skip=essential/unlink",
@@ -147,8 +149,10 @@ def _bootstrap(
         cache / f"base-{recipe.variant}.log",
         environment={"SOURCE_DATE_EPOCH": str(epoch)},
     )
-    with tarfile.open(work / "boot.tar") as archive:
-        archive.extractall(work, filter="data")
+    host.run(
+        ("tar", "--extract", "--no-same-owner", f"--file={work / 'boot.tar'}", "--directory", work),
+        "unpacking what starts the system",
+    )
     (work / "imager-boot").rename(work / "boot")
     if pinned:
         pinned.require_same(Manifest.read(work / "boot" / "manifest"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +22,10 @@ _TOOLS = (
     ("mformat", "mtools"),
 )
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_SUITES = {"Debian": (SUITE, f"{SUITE}-updates"), "Debian-Security": (f"{SUITE}-security",)}
-"""Which suites of ours a source with this label carries."""
+_RELEASE = re.compile(
+    r"(?:bullseye|bookworm|trixie|forky|sid|testing|stable|oldstable)(?P<part>-updates|-security)?"
+)
+"""Debian's releases as a source may name them; other archives have other names."""
 
 
 def require_tools() -> None:
@@ -65,19 +69,32 @@ def sources() -> tuple[str, ...]:
     if shutil.which("apt-get") is None:
         return ()
     listing = subprocess.run(
-        ("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"),
+        # What is configured; whether it has been downloaded does not matter here.
+        (
+            *("apt-get", "indextargets", "--no-release-info"),
+            *("--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"),
+        ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
-    places = [line.partition(" ")[::2] for line in dict.fromkeys(listing.stdout.splitlines())]
-    if not any(label == "Debian" for label, _ in places):
+    return translate(listing.stdout)
+
+
+def translate(listing: str) -> tuple[str, ...]:
+    """Source lines for the recipe's release from lines "release place" of this machine's."""
+    places: dict[str, str] = {}
+    for line in listing.splitlines():
+        release, _, place = line.partition(" ")
+        match = _RELEASE.fullmatch(release)
+        if match:
+            places.setdefault(SUITE + (match["part"] or ""), place)
+    if SUITE not in places:
         return ()
     return tuple(
         f"deb [signed-by={_KEYRING}] {place} {suite} {' '.join(COMPONENTS)}"
-        for label, place in places
-        for suite in _SUITES.get(label, ())
+        for suite, place in places.items()
     )
 
 
@@ -94,22 +111,34 @@ def run(
     Raises ImagerError, which says that `what` failed and the program's own reason.
     """
     program = programs.find(str(command[0]), str(command[0]))
-    done = subprocess.run(
+    with subprocess.Popen(
         (program, *map(str, command[1:])),
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
-        check=False,
-    )
+        start_new_session=True,
+        env={**os.environ, "PATH": _path(), "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            # With all that it has started; what it has mounted and made goes before we do.
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     if log is not None:
         with log.open("a") as file:
-            file.write(f"+ {shlex.join(map(str, command))}\n{done.stdout}")
-    if done.returncode:
-        raise ImagerError(f"{what} failed: {_reason(done.stdout)}{f' (log: {log})' if log else ''}")
-    return done.stdout
+            file.write(f"+ {shlex.join(map(str, command))}\n{output}")
+    if process.returncode:
+        raise ImagerError(f"{what} failed: {_reason(output)}{f' (log: {log})' if log else ''}")
+    return output
+
+
+def _path() -> str:
+    """PATH with the administrators' folders, which ordinary users lack and mmdebstrap looks in."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
 def _reason(output: str) -> str:

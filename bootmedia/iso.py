@@ -20,7 +20,7 @@ from bootmedia.recipe import LIVE_LABEL
 _ESP_SIZE = 8 << 20
 _ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 _BASIC_DATA_TYPE = "a2a0d0ebe5b9334487c068b6b72699c7"
-_LISTED = re.compile(r"-[rwx-]{9}\s+\d+\s+\S+\s+\S+\s+(?P<size>\d+)\s.*'/(?P<path>.*)'")
+_LISTED = re.compile(r"[-e][rwx-]{9}\s+\d+\s+\S+\s+\S+\s+(?P<size>\d+)\s.*'/(?P<path>.*)'")
 _UUID_BASE = datetime.datetime(2000, 1, 1)
 _UUID_SPAN = 25 * 365 * 24 * 3600 * 100
 """Hundredths of a second: an ISO's UUID is a time, and ours names its content instead."""
@@ -62,6 +62,7 @@ def make_iso(content: Content, output: Path, work: Path, epoch: int) -> str:
     arguments = [
         *("-quiet", "-no-pad", "-r", "-iso-level", "3", "-V", LIVE_LABEL, "-o", output),
         f"--modification-date={uuid.replace('-', '')}",
+        *("--set_all_file_dates", f"={epoch}"),
         *("--grub2-mbr", content.boot / "boot_hybrid.img"),
         *("-partition_offset", "16", "--mbr-force-bootable"),
         *("-append_partition", "2", _ESP_TYPE, esp, "-appended_part_as_gpt"),
@@ -84,7 +85,7 @@ def make_iso(content: Content, output: Path, work: Path, epoch: int) -> str:
 def list_contents(iso: Path) -> list[str]:
     """Path and size of each file on an ISO, sorted."""
     listing = host.run(
-        ("xorriso", "-indev", iso, "-find", "/", "-type", "f", "-exec", "lsdl", "--"),
+        ("xorriso", "-indev", iso, "-find", "/", "-not", "-type", "d", "-exec", "lsdl", "--"),
         "listing the ISO",
     )
     found = []

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bootmedia import host
-from bootmedia.recipe import PYTHON, data
+from bootmedia.recipe import PYTHON, data, read_list
 from bootmedia.trees import Node, pack, read_tree
 from imager.errors import ImagerError, MissingToolError, UsageError
 
@@ -24,11 +24,13 @@ _MAX_KEYS = 64 << 10
 
 def layer_nodes(cache: Path, ssh_key: str | None) -> list[Node]:
     """All files of the layer; `ssh_key` is the text of an authorized_keys file."""
+    units_off = read_list((data() / "units-off.list").read_text())
     nodes = [
         *read_tree(data() / "layer"),
         *read_tree(importlib.resources.files("imager"), f"{_PACKAGES}/imager"),
         *read_tree(importlib.resources.files("bootmedia"), f"{_PACKAGES}/bootmedia"),
         *_wheel_nodes(fetch_wheels(cache)),
+        *(Node(f"{_UNITS}/{unit}", link="/dev/null") for unit in units_off),
         Node(f"{_UNITS}/default.target", link="/usr/lib/systemd/system/multi-user.target"),
     ]
     if ssh_key is not None:
@@ -159,7 +161,7 @@ def _wanted(nodes: list[Node]) -> Iterator[Node]:
     """The links by which targets start our units, as their [Install] sections say."""
     for node in nodes:
         folder, _, name = node.path.rpartition("/")
-        if folder == _UNITS and name.endswith(".service"):
+        if folder == _UNITS and name.endswith(".service") and not node.link:
             unit = configparser.RawConfigParser(strict=False)
             unit.read_string(node.content.decode())
             target = unit.get("Install", "WantedBy")

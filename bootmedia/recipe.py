@@ -68,7 +68,6 @@ def recipe(variant: str) -> Recipe:
     early = [
         *read_tree(data() / "base"),
         *read_tree(data() / "modules", BUILD_FOLDER),
-        Node(f"{BUILD_FOLDER}/units-off.list", (data() / "units-off.list").read_bytes()),
     ]
     finish = (data() / "hooks" / "finish.sh").read_bytes()
     return Recipe(variant, tuple(packages), tuple(early), finish)

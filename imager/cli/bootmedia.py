@@ -50,7 +50,10 @@ def _add_build(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the ISO (default: by version, in this folder)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the ISO, or a folder for it (default: this one)",
     )
     parser.add_argument(
         "--variant",
@@ -174,9 +177,10 @@ def run_build(arguments: argparse.Namespace) -> int:
         options["imager.keymap"] = arguments.keymap
         check_options(options)
     quiet = arguments.quiet or arguments.json
+    output = arguments.output or Path()
     result = build(
         BuildOptions(
-            output=arguments.output or Path(default_name(arguments.variant)),
+            output=output / default_name(arguments.variant) if output.is_dir() else output,
             cache=arguments.cache or default_cache(),
             variant=arguments.variant,
             images=tuple(arguments.with_images),

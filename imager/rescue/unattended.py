@@ -26,8 +26,9 @@ from imager.errors import (
 from imager.image.format import INCOMPATIBLE_PARTIAL
 from imager.rescue.choice import choose_target, image_at, is_blank, newest, with_label
 from imager.rescue.finder import FoundImage, find_images, open_found
+from imager.rescue.job_share import job_share
 from imager.rescue.journal import JOB_RESULT, Journal
-from imager.rescue.kernel_line import ImageChoice, Job, KernelLine, parse_kernel_line
+from imager.rescue.kernel_line import SHARE_LABEL, ImageChoice, Job, KernelLine, parse_kernel_line
 from imager.rescue.ledger import MAX_ATTEMPTS, Ledger, Past
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume, mounted_for_writing
@@ -149,7 +150,19 @@ def job_id(job: Job, image: FoundImage, disk: Disk) -> str:
 
 
 def _run(work: _Work) -> Outcome:
-    volumes, disks = _settled(work)
+    with contextlib.ExitStack() as stack:
+        volumes, disks = _settled(work)
+        if work.line.share is not None and work.line.network is not None:
+            work.say(f"Connecting to {work.line.share.address}")
+            share = job_share(
+                *(work.machine, work.line.network, work.line.share, work.machine.data()),
+                sleep=work.clock.sleep,
+            )
+            volumes = (*volumes, stack.enter_context(share))
+        return _restore(work, volumes, disks)
+
+
+def _restore(work: _Work, volumes: tuple[MediaVolume, ...], disks: tuple[Disk, ...]) -> Outcome:
     image = _find_image(work, volumes)
     disk = choose_target(work.job.target, disks, image)
     work.name = job_id(work.job, image, disk)
@@ -232,7 +245,8 @@ def _settled(work: _Work) -> tuple[tuple[MediaVolume, ...], tuple[Disk, ...]]:
         if found != seen:
             seen, changed = found, now
         label = work.job.image.label
-        missing = label is not None and all(volume.label != label for volume in volumes)
+        awaited = label not in (None, SHARE_LABEL)
+        missing = awaited and all(volume.label != label for volume in volumes)
         if now - changed >= QUIET_SECONDS and (not missing or now - begun >= WAIT_SECONDS):
             return volumes, disks
         work.clock.sleep(1)

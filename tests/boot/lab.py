@@ -60,7 +60,7 @@ def make_lab(folder: Path) -> Lab:
         run("mkfs.ext4", "-q", "-L", LABEL, device.path)
         with mounted(device.path, folder / "place") as place:
             (place / "images").mkdir()
-            capture(disk, place / IMAGE, CaptureOptions())
+            capture(disk, place / IMAGE, CaptureOptions(host="guest"))
     disk.unlink()
     return Lab(folder, store, report)
 

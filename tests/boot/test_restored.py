@@ -71,5 +71,5 @@ def test_captured_by_the_medium(lab: Lab) -> None:
     lost.unlink()
     own = Lab(lab.folder, store, before)
     target = VmDisk(lab.target(), "sata", TARGET)
-    run_medium(own, JOB.replace(IMAGE, "own.img"), target, "bios", DONE)
+    run_medium(own, JOB.replace(IMAGE, "own.img"), target, "bios", "The restore is finished")
     require_itself(own, target, "bios")

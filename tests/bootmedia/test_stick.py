@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -54,12 +55,13 @@ class TestWritten:
         first, second, third = parted_partitions(stick.path)
         assert parted_partitions(iso)[:2] == [first, second]
         start, size = done["data_start"], done["data_size"]
-        assert third[:2] == [start // 512, (start + size) // 512 - 1]
+        assert third[1] == start // 512
         # All but the partition table is the ISO; its own backup table is gone.
         was, size = iso.read_bytes(), iso.stat().st_size
-        backup = size - 33 * 512
+        # 248 entries and a header.
+        backup = size - 63 * 512
         assert get(stick.file, 64 * 512, backup - 64 * 512) == was[64 * 512 : backup]
-        assert not any(get(stick.file, backup, 33 * 512))
+        assert not any(get(stick.file, backup, 63 * 512))
         assert get(stick.file, 0, 440) == was[:440]
 
     def test_labels(self, iso: Path, stick: LoopDevice) -> None:
@@ -151,7 +153,9 @@ class TestRefused:
 
     def test_damaged(self, tmp_path: Path, stick: LoopDevice) -> None:
         iso = small_iso(tmp_path)
-        iso.with_name("m.iso.sha256").write_text(f"{digest(iso)}  m.iso\n")
+        iso.with_name("m.iso.sha256").write_text(
+            f"{hashlib.sha256(iso.read_bytes()).hexdigest()}  m.iso\n"
+        )
         plan_stick(iso, str(stick.path))
         put(iso, MIB, b"damage")
         with pytest.raises(ImageError, match="another checksum"):

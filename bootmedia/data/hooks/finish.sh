@@ -26,10 +26,11 @@ else
 fi
 depmod "$release"
 
-# The initramfs finds the medium and does nothing else: no layer on a disk is looked for in it.
-for name in btrfs dmsetup fsck fuse keymap lvm2 mdadm ntfs_3g resume thermal xfs; do
-    find /usr/share/initramfs-tools -type f -name "$name" -delete
-done
+# The initramfs finds the medium and does nothing else: no layer on a disk, no network is looked for
+# in it, whatever the installed packages would add.
+find /usr/share/initramfs-tools/hooks -type f \
+    ! -name klibc-utils ! -name kmod ! -name udev -delete
+find /usr/share/initramfs-tools/scripts/init-* -type f ! -name udev -delete
 mkinitramfs -o "$boot/initrd.img" "$release"
 cp "/boot/vmlinuz-$release" "$boot/vmlinuz"
 
@@ -56,11 +57,9 @@ LC_ALL=C dpkg-query -W -f '${Package}\n' 'grub*' 'shim*' 2>/dev/null | while rea
     dpkg-query -W -f '${db:Status-Status}\n' "$package" | grep -q '^installed' && echo "$package"
 done | xargs dpkg --purge --force-depends --force-remove-protected > /dev/null
 
-
 find /usr/share/keymaps -mindepth 1 -maxdepth 1 ! -name i386 ! -name include -exec rm -rf {} +
-for unit in $(listed units-off.list); do ln -sf /dev/null "/etc/systemd/system/$unit"; done
 systemctl enable --quiet systemd-networkd.service systemd-resolved.service
-systemctl disable --quiet ssh.service ssh.socket 2> /dev/null || true
+systemctl disable --quiet ssh.service ssh.socket
 
 echo imager > /etc/hostname
 printf '127.0.0.1 localhost\n127.0.1.1 imager\n::1 localhost ip6-localhost ip6-loopback\n' > /etc/hosts
@@ -69,11 +68,11 @@ printf '127.0.0.1 localhost\n127.0.1.1 imager\n::1 localhost ip6-localhost ip6-l
 rm -f /var/lib/dbus/machine-id /etc/ssh/ssh_host_* /etc/nvme/hostid /etc/nvme/hostnqn
 ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 
-rm -rf /usr/share/doc/* /usr/lib/udev/hwdb.d /boot/* /initrd.img* /vmlinuz* /usr/sbin/xfs_scrub "$recipe" /var/lib/initramfs-tools/* \
-    /var/log/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
+rm -rf "$recipe" /boot/* /initrd.img* /vmlinuz* /usr/lib/udev/hwdb.d /usr/sbin/xfs_scrub \
+    /usr/share/doc/* /var/lib/initramfs-tools/* /var/log/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
     /var/lib/systemd/catalog/database /var/lib/systemd/random-seed
 
 # Compiled now and never compared with the source: the first screen does not wait for it.
 find /usr/lib/python3 /usr/lib/python3.* -name __pycache__ -type d -prune -exec rm -rf {} +
 rm -rf /usr/lib/python3.*/ensurepip /usr/lib/python3.*/pydoc_data /usr/lib/python3.*/turtledemo
-python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.* || true
+python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.*
