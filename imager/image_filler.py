@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
@@ -128,17 +129,18 @@ class ImageFiller:
         done = self._used.clip(0, start).total
         progress("capture", done, total)
         runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
-        for encoded in ordered_map(self._encode, runs, self._threads):
-            if encoded.frame is None:
-                self._add_zeros(encoded)
-            else:
-                self._flush_zeros()
-                self._writer.add_unreadable(encoded.unreadable)
-                self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
-            for start, end in encoded.unreadable:
-                self._unreadable.add(start, end)
-            done += encoded.run.used.total
-            progress("capture", done, total)
+        with closing(ordered_map(self._encode, runs, self._threads)) as results:
+            for encoded in results:
+                if encoded.frame is None:
+                    self._add_zeros(encoded)
+                else:
+                    self._flush_zeros()
+                    self._writer.add_unreadable(encoded.unreadable)
+                    self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
+                for start, end in encoded.unreadable:
+                    self._unreadable.add(start, end)
+                done += encoded.run.used.total
+                progress("capture", done, total)
         self._flush_zeros()
 
     def unreadable(self) -> Extents:

@@ -7,6 +7,7 @@ should hold is read and hashed too. The first difference ends what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from imager.chunks import ChunkReader, ChunkRun, chunk_runs
@@ -168,8 +169,9 @@ def _kept(
         if not cursor.passes(segment, item):
             return
         placed = segment.placed(partial.head.chunk_size)
-        if not all(ordered_map(holds, placed, threads)):
-            return
+        with closing(ordered_map(holds, placed, threads)) as held:
+            if not all(held):
+                return
         progress("resume", plan.used.clip(0, segment.end).total, plan.used.total)
         yield segment
 
