@@ -11,7 +11,7 @@ import datetime
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -220,10 +220,11 @@ def preview(
             chunk, _ = reader.read(run)
             return run.used.total, 0 if encoder.is_zero(chunk) else len(encoder.encode(chunk))
 
-        for size, frame in ordered_map(measure, sample, thread_count(options.threads)):
-            done += size
-            stored += frame
-            progress("sample", done, total)
+        with closing(ordered_map(measure, sample, thread_count(options.threads))) as results:
+            for size, frame in results:
+                done += size
+                stored += frame
+                progress("sample", done, total)
         expected = round(stored * used.total / total) if total else 0
         return Preview(analysis.layout, used.total, expected + _FIXED_SIZE, total)
 

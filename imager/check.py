@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -217,12 +218,13 @@ class _Checker:
             layout = layout_of(image.head)
         except ImageError as error:
             image.problems.add(str(error))
-        for done, problems in ordered_map(self._check_batch, work(), self._threads):
-            for problem in problems:
-                image.problems.add(*problem)
-                if problem.start is not None and problem.end is not None:
-                    self._lose(self._lost_chunks, problem.start, problem.end)
-            self._progress("check", done, self._size)
+        with closing(ordered_map(self._check_batch, work(), self._threads)) as results:
+            for done, problems in results:
+                for problem in problems:
+                    image.problems.add(*problem)
+                    if problem.start is not None and problem.end is not None:
+                        self._lose(self._lost_chunks, problem.start, problem.end)
+                self._progress("check", done, self._size)
         coverage.finish()
         if complete and image.footer and digest.result() != image.footer.content_digest:
             image.problems.add("the content digest differs from the chunks' hashes")
@@ -275,10 +277,11 @@ class _Checker:
                 return run, chunk == zero[: len(chunk)]
             return run, image.algorithm.digest(chunk) == entry.content_hash
 
-        for run, same in ordered_map(compare, self._stored_runs(), self._threads):
-            if not same:
-                self.differing.add(run.start, run.end)
-            self._progress("compare", run.end, image.head.disk_size)
+        with closing(ordered_map(compare, self._stored_runs(), self._threads)) as results:
+            for run, same in results:
+                if not same:
+                    self.differing.add(run.start, run.end)
+                self._progress("compare", run.end, image.head.disk_size)
 
     def _stored_runs(self) -> Iterator[tuple[ChunkRun, Entry]]:
         """Chunks of the disk of which the image holds something."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,10 +74,11 @@ def diff(
             return _differing(one, other, run)
 
         runs = _differing_runs(one, other)
-        for ranges in ordered_map(compare, runs, thread_count(threads)):
-            for start, end in ranges:
-                changed.add(start, end)
-                progress("diff", end, one.head.disk_size)
+        with closing(ordered_map(compare, runs, thread_count(threads))) as results:
+            for ranges in results:
+                for start, end in ranges:
+                    changed.add(start, end)
+                    progress("diff", end, one.head.disk_size)
         return DiffResult(
             changed=changed.build(),
             disk_size=other.head.disk_size,

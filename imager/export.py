@@ -11,8 +11,10 @@ import enum
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -196,8 +198,8 @@ class _Exporter:
         try:
             writer.begin()
             zeros = ZeroRuns(writer, self._encoder, head.chunk_size)
-            for chunks in self._map(self._recode):
-                for start, end, frame, content_hash, unreadable in chunks:
+            with closing(self._map(self._recode)) as results:
+                for start, end, frame, content_hash, unreadable in chain.from_iterable(results):
                     if frame is None:
                         zeros.add(start, end, unreadable)
                         continue
@@ -223,12 +225,13 @@ class _Exporter:
 
         try:
             os.ftruncate(fd, self.head.disk_size)
-            for _ in self._map(write):
-                pass
+            with closing(self._map(write)) as results:
+                for _ in results:
+                    pass
         finally:
             os.close(fd)
 
-    def _map(self, function: Callable[[Batch], Result]) -> Iterator[Result]:
+    def _map(self, function: Callable[[Batch], Result]) -> Generator[Result, None, None]:
         """`function` of all that is in the image, in threads, in order."""
         size = self.head.disk_size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
@@ -138,17 +139,18 @@ class ImageFiller:
         start = self._writer.position
         done = self._used.clip(0, start).total
         progress("capture", done, total)
-        for encoded in ordered_map(self._encode, self._work(start), self._threads):
-            if encoded.unchanged:
-                self._add_parents(encoded)
-            elif encoded.frame is None:
-                self._zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
-            else:
-                self._add_frame(encoded, encoded.frame)
-            for start, end in encoded.unreadable:
-                self._unreadable.add(start, end)
-            done += encoded.run.used.total
-            progress("capture", done, total)
+        with closing(ordered_map(self._encode, self._work(start), self._threads)) as results:
+            for encoded in results:
+                if encoded.unchanged:
+                    self._add_parents(encoded)
+                elif encoded.frame is None:
+                    self._zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
+                else:
+                    self._add_frame(encoded, encoded.frame)
+                for start, end in encoded.unreadable:
+                    self._unreadable.add(start, end)
+                done += encoded.run.used.total
+                progress("capture", done, total)
         self._zeros.flush()
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -34,11 +34,12 @@ def thread_count(wanted: int | None) -> int:
 
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of each item, computed in threads, yielded in the items' order.
 
     At most a few items per thread are under way, so memory does not depend on how many there are.
-    The first exception ends it; work not yet begun is dropped.
+    The first exception ends it; work not yet begun is dropped. Who may leave it early closes it
+    (`contextlib.closing`): otherwise its threads go on using files that are closed meanwhile.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="imager") as executor:
         under_way: deque[Future[Result]] = deque()

@@ -7,6 +7,7 @@ should hold is read and hashed too. The first difference ends what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -180,8 +181,9 @@ def _kept(
             return
         if not _same_maps(segment, plan) or not cursor.passes(segment, item):
             return
-        if not all(ordered_map(holds, _chunks(segment, plan), threads)):
-            return
+        with closing(ordered_map(holds, _chunks(segment, plan), threads)) as held:
+            if not all(held):
+                return
         progress("resume", plan.used.clip(0, segment.end).total, plan.used.total)
         yield segment
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 from imager.check import Batch, batches
@@ -140,10 +141,11 @@ class TargetWriter:
                 for batch in batches(piece, self._origin.head.chunk_size, self._span):
                     yield _Work(batch, ranges, piece)
 
-        for done, failed in ordered_map(self._write_batch, work(), self._threads):
-            for start, end, error in failed:
-                self._lose(lost_chunks, start, end, error)
-            self._report("write", done)
+        with closing(ordered_map(self._write_batch, work(), self._threads)) as results:
+            for done, failed in results:
+                for start, end, error in failed:
+                    self._lose(lost_chunks, start, end, error)
+                self._report("write", done)
         self.lost = lost_segments.build() | lost_chunks.build()
         self.unreadable = unreadable.build()
 
@@ -176,10 +178,11 @@ class TargetWriter:
                         if run.used:
                             yield run, entry
 
-        for run, same in ordered_map(compare, runs(), self._threads):
-            if not same:
-                differing.append((run.start, run.end))
-            self._report("read back", run.end)
+        with closing(ordered_map(compare, runs(), self._threads)) as results:
+            for run, same in results:
+                if not same:
+                    differing.append((run.start, run.end))
+                self._report("read back", run.end)
         if differing:
             raise VerifyError(
                 f"{self._target.path} reads back something else than was written, first at byte "

@@ -66,7 +66,7 @@ class DialogScreen:
         rows = [
             (
                 choice.tag,
-                shorten(choice.text, _TEXT - widest - 5),
+                shorten(choice.text, max(_TEXT - widest - 5, 8)),
                 shorten(choice.help, WIDTH) or " ",
             )
             for choice in choices

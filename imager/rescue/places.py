@@ -12,7 +12,10 @@ from imager.rescue.media import MediaVolume, is_writable, mounted_for_writing
 from imager.rescue.screen import Choice
 from imager.rescue.session import Session
 from imager.rescue.shares import Share, mounted_share
-from imager.wording import format_size
+from imager.wording import format_size, shorten
+
+_MAX_TAG = 40
+"""Of a share's address, so that there is room beside it."""
 
 
 def choose_volume(
@@ -77,7 +80,7 @@ def _share_volume(share: Share) -> MediaVolume:
 
 
 def _tag(volume: MediaVolume) -> str:
-    return volume.path.removeprefix("/dev/")
+    return shorten(volume.path.removeprefix("/dev/"), _MAX_TAG)
 
 
 def _choice(volume: MediaVolume, is_own: bool) -> Choice:

@@ -123,6 +123,8 @@ def run_work(
             thread.join()
     try:
         return thread.result()
+    except ImagerError:
+        raise
     except Exception as error:
         raise foreseen(error) from error
 
