@@ -107,8 +107,8 @@ class ParentImage:
         """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
         if self._differing.count(start, end):
             return True
-        before = self._maps[RangeKind.UNREADABLE].clip(start, end)
-        return before != Extents.of(unreadable)
+        before = self._maps[RangeKind.UNREADABLE]
+        return bool(before or unreadable) and before.clip(start, end) != Extents.of(unreadable)
 
     def runs(self, start: int, end: int) -> Iterator[ParentRun]:
         """What it has in this disk range, in order."""
