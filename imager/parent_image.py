@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class ParentImage:
         self._chain = Chain(path)
         try:
             self._chain.require_complete()
-            if len(self._chain.images) == MAX_CHAIN:
+            if len(self._chain.images) >= MAX_CHAIN:
                 raise RefusedError(
                     f"{path} needs {MAX_CHAIN - 1} others already: capture a full image"
                 )
@@ -62,7 +63,7 @@ class ParentImage:
             self.head = self._chain.head
             self.algorithm = self._chain.image.algorithm
             self._bases = [0]
-            if (far := _reach(len(self._chain.images))) > 1:
+            if (far := _reach(self._chain.length)) > 1:
                 self._bases.append(far - 1)
             self.references = tuple(_reference(self._chain.images[place]) for place in self._bases)
             self.reference = self.references[0]
@@ -89,7 +90,8 @@ class ParentImage:
                 f"{self.head.sector_size}, this one has {disk_size} in sectors of {sector_size}: "
                 "capture a full image"
             )
-        if isinstance(image, Path) and not image.absolute().parent.samefile(path.absolute().parent):
+        folder = path.absolute().parent.resolve()
+        if isinstance(image, Path) and image.absolute().parent.resolve() != folder:
             raise RefusedError(
                 f"{image} would lie in another folder than its parent {path}, "
                 "and the parent is looked for beside the image"
@@ -156,9 +158,8 @@ class ParentImage:
         try:
             with Chain(path) as chain:
                 chain.require_complete()
-                images = chain.images[1:] if files else chain.images
-                same = [image.uuid for image in images] == [x.uuid for x in self._chain.images]
-                if not same or _reference(images[0]) != self.reference:
+                now = _reference(chain.images[1 if files else 0])
+                if replace(now, file="") != replace(self.reference, file=""):
                     return f"{self.reference.describe()} is not the image that it was"
         except (ImageError, ReadFailedError) as error:
             return str(error)
