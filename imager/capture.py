@@ -32,8 +32,9 @@ from imager.image.format import (
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Json
 from imager.image.parents import ParentReference
+from imager.image.room import require_room
 from imager.image.sink import FileSink, PipeSink, Sink
-from imager.image.writer import WrittenImage, require_room
+from imager.image.writer import WrittenImage
 from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
@@ -161,7 +162,8 @@ def capture(
             parent.require_fit(image, device.size, device.sector_size)
         analysis = _analyse(device, options, busy, progress)
         head = describe(device, analysis, options, bool(busy), parent)
-        require_room(head, analysis.used, options.split)
+        if parent is None:
+            require_room(head, analysis.used, options.split)
         with (
             _open_sink(image, options) as sink,
             ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
