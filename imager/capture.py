@@ -8,7 +8,6 @@ The source is only ever read.
 from __future__ import annotations
 
 import datetime
-import platform
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
+from imager.description import describe, now
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
@@ -26,13 +26,11 @@ from imager.extents import Extents
 from imager.image.codec import ChunkEncoder
 from imager.image.format import (
     DEFAULT_CHUNK,
-    INCOMPATIBLE_INCREMENTAL,
-    INCOMPATIBLE_PARTIAL,
     MAX_CHUNK,
     MIN_CHUNK,
 )
 from imager.image.hashing import hash_algorithm
-from imager.image.head import Head, Json
+from imager.image.head import Json
 from imager.image.parents import ParentReference
 from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image.writer import WrittenImage
@@ -41,7 +39,6 @@ from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
-from imager.version import VERSION
 
 DEFAULT_LEVEL = 3
 MAX_LEVEL = 19
@@ -161,7 +158,7 @@ def capture(
         if parent is not None:
             parent.require_fit(image, device.size, device.sector_size)
         analysis = _analyse(device, options, busy, progress)
-        head = _head(device, analysis, options, bool(busy), parent)
+        head = describe(device, analysis, options, bool(busy), parent)
         with (
             _open_sink(image, options) as sink,
             ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
@@ -290,61 +287,6 @@ def _analyse(
     )
 
 
-def _head(
-    device: SourceDevice,
-    analysis: Analysis,
-    options: CaptureOptions,
-    busy: bool,
-    parent: ParentImage | None,
-) -> Head:
-    partial = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
-    return Head(
-        disk_size=device.size,
-        chunk_size=parent.head.chunk_size if parent else options.chunk_size,
-        sector_size=device.sector_size,
-        split=options.split is not None,
-        incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
-        facts={
-            "created": _time_text(options.created),
-            "tool": f"imager {VERSION}",
-            "host": _host(),
-            "source": device.identity.to_json(),
-            "physical_sector_size": device.physical_sector_size,
-            "level": options.level,
-            "consistency": "crash" if busy else "offline",
-            "note": options.note,
-            "parents": [parent.reference.to_json()] if parent else [],
-            "layout": analysis.layout.to_json(),
-            "table": _table_sectors(device, analysis.layout.table.extents),
-        },
-    )
-
-
-def _table_sectors(device: SourceDevice, extents: Extents) -> list[list[object]]:
-    """The partition table's sectors that are not zero, as [byte offset, hexadecimal]."""
-    sectors: list[list[object]] = []
-    for start, end in extents:
-        for offset in range(start, end, device.sector_size):
-            data = device.read(offset, min(device.sector_size, end - offset))
-            if any(data):
-                sectors.append([offset, data.hex()])
-    return sectors
-
-
-def _host() -> dict[str, object]:
-    try:
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        system = ""
-    return {
-        "name": platform.node(),
-        "system": system or platform.system(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "firmware": "uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
-    }
-
-
 def _verdict(unreadable: Extents) -> str:
     return "degraded" if unreadable else "ok"
 
@@ -353,13 +295,9 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     """The manifest's facts."""
     return {
         "verdict": _verdict(unreadable),
-        "finished": _time_text(None),
+        "finished": now(),
         "used": used,
         "zero": zero,
         "unreadable_bytes": unreadable.total,
         "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
     }
-
-
-def _time_text(moment: datetime.datetime | None) -> str:
-    return (moment or datetime.datetime.now().astimezone()).isoformat(timespec="seconds")

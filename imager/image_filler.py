@@ -206,22 +206,21 @@ class ImageFiller:
     def _compress(
         self, run: ChunkRun, chunk: bytearray, parent_hash: bytes | None
     ) -> tuple[bytes, Base | None]:
-        """The chunk as a delta, or whole where that is hardly larger: it is read faster."""
-        content = None
-        if (
-            self._parent
-            and parent_hash is not None
-            and parent_hash != self._zeros.content_hash(run.end - run.start)
-        ):
-            content = self._parent.read_base(run.start, parent_hash)
-        if self._parent is None or parent_hash is None or content is None:
-            return self._encoder.encode(chunk), None
-        delta = self._encoder.encode_delta(chunk, content)
-        base = self._parent.base(run.start, run.end, parent_hash)
-        if len(delta) * _GOOD_DELTA <= len(chunk):
-            return delta, base
-        whole = self._encoder.encode(chunk)
-        return (delta, base) if len(delta) < len(whole) * 7 // 8 else (whole, None)
+        """The chunk as a delta, or whole where that is hardly larger: it is read faster.
+
+        The first base serves unless it is of hardly any use.
+        """
+        whole: bytes | None = None
+        if self._parent is not None and parent_hash is not None:
+            zero_hash = self._zeros.content_hash(run.end - run.start)
+            for base, content in self._parent.bases(run.start, zero_hash):
+                delta = self._encoder.encode_delta(chunk, content)
+                if len(delta) * _GOOD_DELTA <= len(chunk):
+                    return delta, base
+                whole = whole or self._encoder.encode(chunk)
+                if len(delta) < (len(whole) * 7 // 8 if base.parent == 0 else len(whole) // 2):
+                    return delta, base
+        return whole or self._encoder.encode(chunk), None
 
     def _add_frame(self, encoded: _Encoded, frame: bytes) -> None:
         self._zeros.flush()

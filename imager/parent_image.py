@@ -3,6 +3,15 @@
 Before anything is written, all of its chain that says where something is gets proved: each reference
 by its hash, and the whole by the content digest. Its frames are only decoded where a delta needs
 one, and then proved as well.
+
+Most images' deltas are against their parents. Every fourth one's are against the fourth image before
+it, every sixteenth's against the sixteenth, and so on, counted from the full image:
+
+    0 <- 1 <- 2 <- 3    4 <- 5 <- 6 <- 7    8 <- 9 ...
+    0 <---------------- 4 <---------------- 8 <----...
+
+So few deltas lie one upon the other however long the chain, and no chunk need be stored whole again
+just because it changes every night.
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ from typing import NamedTuple
 from imager.errors import ImageError, ReadFailedError, RefusedError
 from imager.extents import Extents
 from imager.image.chain import Chain
-from imager.image.format import MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
+from imager.image.format import DELTA_STRIDE, MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
 from imager.image.parents import ParentReference
 from imager.image.reader import ImageReader, LostRange
 from imager.pipeline import Progress
@@ -55,7 +64,12 @@ class ParentImage:
             self._distrusted = distrusted
             self.head = self._chain.head
             self.algorithm = self._chain.image.algorithm
-            self.reference = _reference(self._chain.image)
+            self._bases = [0]
+            far = _reach(len(self._chain.images)) - 1
+            if far > 0 and not self._chain.images[far].expired:
+                self._bases.append(far)
+            self.references = tuple(_reference(self._chain.images[place]) for place in self._bases)
+            self.reference = self.references[0]
             found = survey(self._chain, progress)
             require_sound(self._chain, found, distrusted)
             self._maps = found.maps
@@ -121,22 +135,21 @@ class ParentImage:
                 raise ImageError("a part of the parent image is lost")
             yield run.content_hash, -(-(run.end - run.start) // self.head.chunk_size)
 
-    def read_base(self, start: int, expected: bytes) -> bytes | memoryview | None:
-        """The chunk at disk byte `start` for a delta; None if it is damaged, or deltas pile up.
+    def bases(self, start: int, zero_hash: bytes) -> Iterator[tuple[Base, bytes | memoryview]]:
+        """What the chunk at disk byte `start` can be a delta against, the best first.
 
-        The memory is this thread's, and valid until its next call.
+        Not what is zeros, damaged, not trusted, or a delta upon too many others. The memory is this
+        thread's, and valid until the next one is asked for.
         """
-        try:
-            chunk = self._chain.find_chunk(start, expected=expected)
-            if chunk.depth >= MAX_DELTA_DEPTH:
-                return None
-            return self._chain.read_chunk(chunk)
-        except (ImageError, ReadFailedError):
-            return None
-
-    def base(self, start: int, end: int, content_hash: bytes) -> Base:
-        """How a delta refers to the chunk [start, end)."""
-        return Base(0, end - start, start, content_hash)
+        for item in reversed(range(len(self._bases))):
+            try:
+                chunk = self._chain.find_chunk(start, self._bases[item])
+                if chunk.depth >= MAX_DELTA_DEPTH or chunk.content_hash == zero_hash:
+                    continue
+                content = self._chain.read_chunk(chunk)
+            except (ImageError, ReadFailedError):
+                continue
+            yield Base(item, chunk.size, start, chunk.content_hash), content
 
     def problem_now(self, files: tuple[Path, ...]) -> str:
         """Why the image in `files`, just written, would not find its parent; empty if it does.
@@ -152,8 +165,9 @@ class ParentImage:
                 found = replace(_reference(images[0]), file=self.reference.file)
                 if not same or found != self.reference:
                     return f"{self.reference.describe()} is not the image that it was"
-                if images[0].expired:
-                    return f"{self.reference.describe()} was given up by a prune meanwhile"
+                for place, reference in zip(self._bases, self.references, strict=True):
+                    if images[place].expired:
+                        return f"{reference.describe()} was given up by a prune meanwhile"
         except (ImageError, ReadFailedError) as error:
             return str(error)
         return ""
@@ -175,6 +189,14 @@ class ParentCursor:
             stop = min(end, self._run.end)
             yield ParentRun(start, stop, self._run.content_hash)
             start = stop
+
+
+def _reach(number: int) -> int:
+    """How many images back the deltas of the image with this number, from the full one, reach."""
+    reach = 1
+    while number % (reach * DELTA_STRIDE) == 0:
+        reach *= DELTA_STRIDE
+    return reach
 
 
 def _reference(image: ImageReader) -> ParentReference:

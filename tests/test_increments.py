@@ -21,7 +21,6 @@ from imager.extents import Extents
 from imager.image.chain import Chain as OpenChain
 from imager.image.format import (
     INCOMPATIBLE_INCREMENTAL,
-    MAX_DELTA_DEPTH,
     OWN_MAPS,
     ChunkKind,
     RangeKind,
@@ -221,15 +220,66 @@ def test_hash_and_chunk_size_are_the_parents(tmp_path: Path) -> None:
         assert image.algorithm.name == "sha256" and image.head.chunk_size == CHUNK
 
 
-def test_deltas_do_not_pile_up(tmp_path: Path) -> None:
-    chain = Chain(tmp_path)
+def busy_chain(folder: Path, nights: int) -> Chain:
+    """A chunk that changes every night."""
+    chain = Chain(folder)
     disk = noisy_disk(12)
     chain.add(disk)
-    for number in range(MAX_DELTA_DEPTH + 3):
+    for number in range(nights):
         disk = changed(disk, (CHUNK + 10 * number, b"night"))
         chain.add(disk)
+    return chain
+
+
+def test_deltas_reach_back(tmp_path: Path) -> None:
+    """As far as the night's number has zeros at its end, in base 4; so depth is its digits' sum."""
+    chain = busy_chain(tmp_path, 18)
+    for number, disk in enumerate(chain.disks):
+        with OpenChain(chain.path(number)) as opened:
+            assert opened.find_chunk(CHUNK).depth == number % 4 + number // 4 % 4 + number // 16
+            assert len(opened.head.parents) == (number > 0) + (number > 0 and number % 4 == 0)
+        assert exported(chain.path(number), tmp_path) == disk.stored
+    with ImageReader(chain.path(16)) as image:
+        assert [reference.file for reference in image.head.parents] == [
+            "night-15.img",
+            "night-0.img",
+        ]
+        segment = next(image.segments())
+        assert isinstance(segment, Segment) and [base.parent for base in segment.bases] == [1]
+    assert max(result.image.size for result in chain.results[1:]) < 16_000
+
+
+def test_a_base_far_back_that_is_of_no_use(tmp_path: Path) -> None:
+    """What was first written after it: the parent's chunk serves."""
+    chain = Chain(tmp_path)
+    disk = noisy_disk(12)
+    for number in range(5):
+        if number == 2:
+            disk = changed(disk, (5 * CHUNK, random.Random(3).randbytes(CHUNK)))
+            disk = changed(disk, (CHUNK, random.Random(4).randbytes(CHUNK)))
+        disk = changed(disk, (5 * CHUNK + number, b"x"), (CHUNK + number, b"x"))
+        chain.add(disk)
+    with ImageReader(chain.path(4)) as image:
+        segment = next(image.segments())
+        assert isinstance(segment, Segment) and [base.parent for base in segment.bases] == [0, 0]
+    assert_is(chain.path(4), disk, tmp_path)
+
+
+def test_an_image_that_a_delta_needs_is_another_one(tmp_path: Path) -> None:
+    """The chain is whole, but what the table's second entry names is not in it."""
+    chain = busy_chain(tmp_path, 4)
+    with OpenChain(chain.path(4)) as opened:
+        opened._bases[0][1] = len(opened.images)
+        with pytest.raises(ImageError, match="not there"):
+            opened.find_chunk(CHUNK)
+
+
+def test_deltas_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imager.parent_image.MAX_DELTA_DEPTH", 3)
+    monkeypatch.setattr("imager.parent_image.DELTA_STRIDE", 1000)
+    chain = busy_chain(tmp_path, 7)
     stored = [ChunkKind.DELTA in kinds(chain.path(n)) for n in range(1, len(chain.disks))]
-    assert stored == [True] * MAX_DELTA_DEPTH + [False] + [True] * 2
+    assert stored == [True] * 3 + [False] + [True] * 3
     for number, each in enumerate(chain.disks):
         assert exported(chain.path(number), tmp_path) == each.stored
 

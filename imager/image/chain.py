@@ -71,6 +71,7 @@ class Chain:
             raise
         self.image = self.images[0]
         self.head = self.image.head
+        self._bases = [self._places(image) for image in range(len(self.images))]
         self._decoder = ChunkDecoder(self.image.algorithm, self.head.chunk_size)
         self._kept = _KeptSegments(self.images)
 
@@ -126,7 +127,9 @@ class Chain:
         while waiting:
             start, end, image, maps = waiting.pop()
             if image == len(self.images):
-                yield LostRange(start, end, self.broken)
+                yield LostRange(
+                    start, end, self.broken or "an image that a delta needs is not there"
+                )
                 continue
             found = self._kept.segment(image, start)
             if found.end < end:
@@ -176,7 +179,7 @@ class Chain:
             if len(layers) > MAX_DELTA_DEPTH_READ:
                 raise ImageError("too many deltas lie one upon the other")
             base = piece.segment.bases[entry.reference]
-            image, expected = piece.image + 1, base.content_hash
+            image, expected = self._bases[piece.image][base.parent], base.content_hash
 
     def read_chunk(self, chunk: StoredChunk) -> bytes | memoryview:
         """Its content, proved by its hash.
@@ -211,6 +214,18 @@ class Chain:
                 self.broken = str(error)
                 return
             seen.add(parent.uuid)
+
+    def _places(self, image: int) -> list[int]:
+        """Where in the chain the images are that one refers to; behind its end if they are not."""
+        known = {
+            (each.uuid, each.footer.content_digest): place
+            for place, each in enumerate(self.images)
+            if each.footer is not None and place > image
+        }
+        return [
+            known.get((reference.uuid, reference.content_digest), len(self.images))
+            for reference in self.images[image].head.parents
+        ]
 
     def _proves(self, start: int, end: int, run: Entry) -> bool:
         """Whether the parent's chunks are those that an entry refers to.
@@ -250,7 +265,8 @@ class Chain:
     def _read_base(self, image: int, segment: Segment, entry: Entry) -> bytes | memoryview:
         """The dictionary of a delta in a segment of an image of the chain."""
         base = segment.bases[entry.reference]
-        return self.read_chunk(self.find_chunk(base.offset, image + 1, base.content_hash))
+        place = self._bases[image][base.parent]
+        return self.read_chunk(self.find_chunk(base.offset, place, base.content_hash))
 
 
 class _Range(NamedTuple):
@@ -306,7 +322,7 @@ class _KeptSegments:
             return found
 
     def _load(self, image: int, place: int) -> _Found | LostRange:
-        segment = self._images[image].segment(place)
+        segment = self._images[image].segment(place, self._images[image].items()[place])
         if isinstance(segment, LostRange):
             return self._named(image, segment)
         chunk_size = self._images[image].head.chunk_size
