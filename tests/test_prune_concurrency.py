@@ -21,6 +21,7 @@ from imager.store import consolidate
 from imager.store import prune as store_prune
 from imager.store.catalog import State
 from imager.store.retention import Candidate, Decision, Rules
+from tests.disks import put
 from tests.small_store import CHUNK, DAY, SmallStore, require_content
 
 STEPS: tuple[tuple[object, str], ...] = (
@@ -96,7 +97,19 @@ def give_up_all_but_the_oldest(
     return tuple(Decision(image, ("oldest",) if image is ordered[-1] else ()) for image in ordered)
 
 
-def race(small: SmallStore, order: Sequence[bool], holes: bool = True) -> None:
+def give_up_all_but_the_newest(
+    images: Sequence[Candidate], rules: Rules, now: object
+) -> tuple[Decision, ...]:
+    ordered = sorted(images, key=lambda image: image.created, reverse=True)
+    return tuple(Decision(image, ("newest",) if image is ordered[0] else ()) for image in ordered)
+
+
+def race(
+    small: SmallStore,
+    order: Sequence[bool],
+    holes: bool = True,
+    decide: object = give_up_all_but_the_oldest,
+) -> None:
     """Capture and prune at once; AssertionError unless all that is left complete is good.
 
     Without `holes` the file system cannot punch any, and compact copies are made.
@@ -119,7 +132,7 @@ def race(small: SmallStore, order: Sequence[bool], holes: bool = True) -> None:
         ),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_prune, "decide", give_up_all_but_the_oldest)
+        patch.setattr(store_prune, "decide", decide)
         if not holes:
             patch.setattr(abi, "punch_hole", cannot)
             patch.setattr(consolidate, "_LEAST", 1)
@@ -176,3 +189,41 @@ def test_a_capture_that_has_chosen_goes_on_within_a_prune(
 ) -> None:
     order = [True] * first + [False] * second + [True] * 1000
     race(make_tempting(tmp_path), order, holes=second % 2 == 0)
+
+
+def make_reaching(folder: Path) -> SmallStore:
+    """The next capture's delta of chunk 1 is against the first image, which nobody else needs there.
+
+    The fourth image has another chunk 1, stored whole; on the disk is nearly the first one's again.
+    """
+    small = SmallStore(folder, chunks=8)
+    small.capture()
+    before = small.disk.read_bytes()[CHUNK : 2 * CHUNK]
+    small.night(5)
+    small.night(6)
+    small.night(1, size=CHUNK - 20)
+    put(small.disk, CHUNK, before)
+    small.write(1)
+    return small
+
+
+def test_a_capture_reaches_back(tmp_path: Path) -> None:
+    """What the next test is about does happen."""
+    done = make_reaching(tmp_path).capture()
+    with ImageReader(done.image) as image:
+        assert len(image.head.parents) == 2
+        bases = [base for segment in image.segments() for base in getattr(segment, "bases", ())]
+        assert [base.parent for base in bases] == [1]
+
+
+@pytest.mark.parametrize("first", [6, 10, 14, 18])
+@pytest.mark.parametrize("second", range(0, 40, 4))
+def test_an_older_image_is_given_up_meanwhile(tmp_path: Path, first: int, second: int) -> None:
+    order = [True] * first + [False] * second + [True] * 1000
+    race(make_reaching(tmp_path), order, decide=give_up_all_but_the_newest)
+
+
+@pytest.mark.parametrize("first", range(0, 40, 2))
+def test_a_whole_prune_while_a_capture_reaches_back(tmp_path: Path, first: int) -> None:
+    order = [True] * first + [False] * 1000
+    race(make_reaching(tmp_path), order, decide=give_up_all_but_the_newest)
