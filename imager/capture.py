@@ -32,6 +32,7 @@ from imager.image.format import (
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Json
 from imager.image.parents import ParentReference
+from imager.image.room import require_room
 from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image.writer import WrittenImage
 from imager.image_filler import ImageFiller
@@ -159,6 +160,8 @@ def capture(
             parent.require_fit(image, device.size, device.sector_size)
         analysis = _analyse(device, options, busy, progress)
         head = describe(device, analysis, options, bool(busy), parent)
+        if parent is None:
+            require_room(head, analysis.used, options.split)
         with (
             _open_sink(image, options) as sink,
             ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
@@ -283,7 +286,7 @@ def _analyse(
         only=options.only,
         exclude=options.exclude,
         next_data=device.next_data,
-        progress=lambda step: progress(step, 0, 0),
+        progress=progress,
     )
 
 

@@ -16,6 +16,7 @@ from imager.chunks import ChunkReader, ChunkRun, chunk_runs
 from imager.disk.source import SourceDevice
 from imager.errors import ImageError, ImagerError, ReadFailedError, VerifyError
 from imager.extents import Extents, ExtentsBuilder
+from imager.fitted import fitted_disk
 from imager.image.chain import Chain
 from imager.image.codec import ChunkDecoder
 from imager.image.coverage import Coverage
@@ -211,8 +212,9 @@ class _Checker:
 
         if self._chain.broken:
             image.problems.add(self._chain.broken)
+        layout = None
         try:
-            layout_of(image.head)
+            layout = layout_of(image.head)
         except ImageError as error:
             image.problems.add(str(error))
         for done, problems in ordered_map(self._check_batch, work(), self._threads):
@@ -225,7 +227,7 @@ class _Checker:
         if complete and image.footer and digest.result() != image.footer.content_digest:
             image.problems.add("the content digest differs from the chunks' hashes")
         if device is not None:
-            self._compare(device)
+            self._compare(device, layout)
 
     def _pieces(self, coverage: Coverage) -> Iterator[Piece | LostRange]:
         """The whole disk, while `coverage` follows the image itself."""
@@ -259,10 +261,11 @@ class _Checker:
             return end, problems
         return min(last.offset + last.stored_size, self._size), problems
 
-    def _compare(self, device: SourceDevice) -> None:
+    def _compare(self, device: SourceDevice, layout: DiskLayout | None) -> None:
         """Read the disk where the image holds it, and compare the chunks' hashes."""
         image = self._image
-        reader = ChunkReader(device.readinto, image.head.chunk_size)
+        fitted = fitted_disk(device, image.head, layout) if layout else None
+        reader = ChunkReader((fitted or device).readinto, image.head.chunk_size)
         zero = bytes(image.head.chunk_size)
 
         def compare(placed: tuple[ChunkRun, Entry]) -> tuple[ChunkRun, bool]:

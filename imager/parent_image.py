@@ -57,7 +57,7 @@ class ParentImage:
             self._chain.require_complete()
             if self._chain.image.expired:
                 raise ImageError(f"{path} was given up by a prune: nothing may build upon it")
-            if len(self._chain.images) == MAX_CHAIN:
+            if len(self._chain.images) >= MAX_CHAIN:
                 raise RefusedError(
                     f"{path} needs {MAX_CHAIN - 1} others already: capture a full image"
                 )
@@ -65,7 +65,7 @@ class ParentImage:
             self.head = self._chain.head
             self.algorithm = self._chain.image.algorithm
             self._bases = [0]
-            far = _reach(len(self._chain.images)) - 1
+            far = _reach(self._chain.length) - 1
             if far > 0 and not self._chain.images[far].expired:
                 self._bases.append(far)
             self.references = tuple(_reference(self._chain.images[place]) for place in self._bases)
@@ -93,7 +93,8 @@ class ParentImage:
                 f"{self.head.sector_size}, this one has {disk_size} in sectors of {sector_size}: "
                 "capture a full image"
             )
-        if isinstance(image, Path) and not image.absolute().parent.samefile(path.absolute().parent):
+        folder = path.absolute().parent.resolve()
+        if isinstance(image, Path) and image.absolute().parent.resolve() != folder:
             raise RefusedError(
                 f"{image} would lie in another folder than its parent {path}, "
                 "and the parent is looked for beside the image"
@@ -111,8 +112,8 @@ class ParentImage:
         """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
         if self._differing.count(start, end):
             return True
-        before = self._maps[RangeKind.UNREADABLE].clip(start, end)
-        return before != Extents.of(unreadable)
+        before = self._maps[RangeKind.UNREADABLE]
+        return bool(before or unreadable) and before.clip(start, end) != Extents.of(unreadable)
 
     def runs(self, start: int, end: int) -> Iterator[ParentRun]:
         """What it has in this disk range, in order."""
@@ -160,13 +161,12 @@ class ParentImage:
         try:
             with Chain(path) as chain:
                 chain.require_complete()
-                images = chain.images[1:] if files else chain.images
-                same = [image.uuid for image in images] == [x.uuid for x in self._chain.images]
-                found = replace(_reference(images[0]), file=self.reference.file)
-                if not same or found != self.reference:
+                now = _reference(chain.images[1 if files else 0])
+                if replace(now, file="") != replace(self.reference, file=""):
                     return f"{self.reference.describe()} is not the image that it was"
-                for place, reference in zip(self._bases, self.references, strict=True):
-                    if images[place].expired:
+                expired = {image.uuid for image in chain.images if image.expired}
+                for reference in self.references:
+                    if reference.uuid in expired:
                         return f"{reference.describe()} was given up by a prune meanwhile"
         except (ImageError, ReadFailedError) as error:
             return str(error)

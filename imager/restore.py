@@ -29,6 +29,7 @@ from imager.image.head import Head
 from imager.image.origin import Origin
 from imager.layout.libparted import second_opinion
 from imager.layout.model import DiskLayout, VolumeLayout
+from imager.layout.pieces import Pieces
 from imager.layout.relocate import relocate
 from imager.layout.table import read_table
 from imager.pipeline import Progress, no_progress, thread_count
@@ -340,7 +341,8 @@ def _final_pieces(
     if plan.options.partition is not None or table.kind != "gpt" or target_size == plan.size:
         return late
     try:
-        fitted = list(relocate(Pieces(plan.head, late), target_size))
+        disk = Pieces(plan.head.disk_size, plan.head.sector_size, late)
+        fitted = list(relocate(disk, target_size))
     except (NotUnderstoodError, RefusedError) as error:
         notes.append(f"the partition table was not fitted to the target's size: {error}")
         return late
@@ -354,25 +356,6 @@ def _final_pieces(
                 piece[low - start : high - start] = bytes(high - low)
             rest.append((start, bytes(piece)))
     return rest + fitted
-
-
-class Pieces:
-    """A disk of which only some pieces are known, the rest zeros; a `Volume`."""
-
-    def __init__(self, head: Head, pieces: list[tuple[int, bytes]]) -> None:
-        """`pieces` are (offset, bytes)."""
-        self.size = head.disk_size
-        self.sector_size = head.sector_size
-        self._pieces = pieces
-
-    def read(self, offset: int, size: int) -> bytes:
-        """As `Volume.read`."""
-        data = bytearray(size)
-        for start, piece in self._pieces:
-            low, high = max(start, offset), min(start + len(piece), offset + size)
-            if low < high:
-                data[low - offset : high - offset] = piece[low - start : high - start]
-        return bytes(data)
 
 
 def _second_opinion(plan: RestorePlan) -> list[str]:

@@ -185,6 +185,9 @@ class MemorySink:
     def write(self, data: bytes) -> None:
         self.data += data
 
+    def settle(self) -> None:
+        pass
+
     def finish(self, opening: bytes) -> tuple[Path, ...]:
         if self.seekable:
             self.data[: len(opening)] = opening

@@ -45,6 +45,9 @@ class LoopDevice:
     def __enter__(self) -> Self:
         options = [*self._options, "--sector-size", str(self.sector_size)]
         self.path = Path(run("losetup", "--find", "--show", *options, self.file).strip())
+        if not self._options:
+            # What `blockdev --setro` did to the loop device outlives the file that it had then.
+            run("blockdev", "--setrw", self.path)
         return self
 
     def __exit__(
@@ -64,8 +67,16 @@ class LoopDevice:
         raise AssertionError(f"{self.path} is still attached: something holds it open")
 
     def scan(self) -> None:
-        """Make nodes for the partitions that the table has now."""
-        subprocess.run(["partx", "--delete", self.path], capture_output=True, check=False)
+        """Make nodes for the partitions that the table has now.
+
+        Tried more than once: whoever looks at new devices may hold an old partition for a moment.
+        """
+        for _attempt in range(20):
+            subprocess.run(["partx", "--delete", self.path], capture_output=True, check=False)
+            added = subprocess.run(["partx", "--add", self.path], capture_output=True, check=False)
+            if added.returncode == 0:
+                return
+            time.sleep(0.1)
         run("partx", "--add", self.path)
 
     def partition(self, number: int) -> Path:

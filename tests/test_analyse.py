@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from imager.disk.source import SourceDevice
 from imager.errors import NotUnderstoodError, ReadFailedError, UsageError
 from imager.extents import Extents
 from imager.filesystems import Allocation, Volume
@@ -439,7 +440,25 @@ def test_partition_table_inside_a_partition(disk: Path) -> None:
 
 @pytest.mark.usefixtures("readers")
 def test_progress(disk: Path) -> None:
-    steps: list[str] = []
-    look(disk, progress=steps.append)
-    assert steps[0] == "reading the partition table"
-    assert "reading partition 2" in steps
+    steps: list[tuple[str, int, int]] = []
+    look(disk, progress=lambda *step: steps.append(step))
+    assert steps[0] == ("reading the partition table", 0, 0)
+    assert ("reading partition 2", 0, 0) in steps
+
+
+def test_progress_of_the_search_in_large_gaps(tmp_path: Path) -> None:
+    disk = make_disk(tmp_path / "disk", 400 * MIB)
+    script = "label: gpt\nstart=20MiB, size=20MiB\nstart=50MiB, size=50MiB\n"
+    run("sfdisk", disk, text=script)
+    put(disk, 200 * MIB, b"data")
+    steps: list[tuple[str, int, int]] = []
+    with SourceDevice(disk) as device:
+        analyse(
+            device,
+            disk,
+            next_data=device.next_data,
+            progress=lambda *step: steps.append(step),
+        )
+    # Only what is searched counts: not the first 20 MiB, which are kept, nor the small gap.
+    searched = [step[1:] for step in steps if "gaps" in step[0]]
+    assert searched[:2] == [(0, 300 * MIB), (100 * MIB, 300 * MIB)]

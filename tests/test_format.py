@@ -29,6 +29,7 @@ from imager.image.format import (
     MAX_JSON,
     MAX_SEGMENT,
     MAX_ZERO_RUN,
+    OPENING_SIZE,
     SEGMENT_RANGES,
     RangeKind,
 )
@@ -232,6 +233,7 @@ def test_an_unfinished_image_is_guarded_until_its_end(tmp_path: Path) -> None:
     original = FileSink.finish
 
     def finish(self: FileSink, opening: bytes) -> tuple[Path, ...]:
+        self.settle()
         seen.append(partial.read_bytes())
         return original(self, opening)
 
@@ -252,6 +254,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.made: list[tuple[str, str]] = []
+        """A write of the first sector alone is an "opening"."""
 
     def _name(self, fd: int) -> str:
         return Path(os.readlink(f"/proc/self/fd/{fd}")).name
@@ -269,7 +272,8 @@ class Calls:
 
     def _shim(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def shim(fd: int, *arguments: Any) -> Any:
-            self.made.append((name, self._name(fd)))
+            opening = name == "pwrite" and (len(arguments[0]), arguments[1]) == (OPENING_SIZE, 0)
+            self.made.append(("opening" if opening else name, self._name(fd)))
             return real(fd, *arguments)
 
         return shim
@@ -295,16 +299,16 @@ def test_no_final_name_before_everything_is_synced(tmp_path: Path, split: int | 
     assert [made[at][1] for at in renames] == [path.name for path in files]
     assert len(files) == (1 if split is None else 4)
     for at, (call, name) in enumerate(made):
-        if call in ("write", "pwrite", "ftruncate"):
+        if call in ("pwrite", "opening", "ftruncate"):
             # What was written is synced before any name changes.
             assert at < renames[0]
             assert ("fsync", name) in made[at : renames[0]]
     # The opening comes when all else is safe, alone, and is synced alone.
-    (opening,) = (at for at, (call, _) in enumerate(made) if call == "pwrite")
-    assert not [call for call, _ in made[opening:] if call == "write"]
+    (opening,) = (at for at, (call, _) in enumerate(made) if call == "opening")
+    assert not [call for call, _ in made[opening:] if call in ("write", "pwrite")]
     for path in files:
         partial = re.sub(r"\.last$", "", path.name) + ".partial"
-        last_write = max(at for at, done in enumerate(made) if done == ("write", partial))
+        last_write = max(at for at, done in enumerate(made) if done == ("pwrite", partial))
         assert ("fsync", partial) in made[last_write:opening]
     # The name that makes it complete becomes durable after the others, and is made durable.
     if len(files) > 1:

@@ -265,13 +265,54 @@ def test_a_base_far_back_that_is_of_no_use(tmp_path: Path) -> None:
     assert_is(chain.path(4), disk, tmp_path)
 
 
-def test_an_image_that_a_delta_needs_is_another_one(tmp_path: Path) -> None:
-    """The chain is whole, but what the table's second entry names is not in it."""
-    chain = busy_chain(tmp_path, 4)
-    with OpenChain(chain.path(4)) as opened:
-        opened._bases[0][1] = len(opened.images)
-        with pytest.raises(ImageError, match="not there"):
-            opened.find_chunk(CHUNK)
+def test_a_full_image_takes_an_incremental_ones_place(tmp_path: Path) -> None:
+    """What refers to it finds it by its id; what deltas need besides is found apart from the chain."""
+    chain = busy_chain(tmp_path, 6)
+    export(chain.path(3), tmp_path / "full-3", same_id=True)
+    for number in (1, 2, 3):
+        chain.path(number).unlink()
+    with OpenChain(chain.path(6)) as opened:
+        assert [image.file.path.name for image in opened.images] == [
+            "night-6.img",
+            "night-5.img",
+            "night-4.img",
+            "full-3",
+            "night-0.img",
+        ]
+        assert opened.length == 4
+    for number in (4, 5, 6):
+        assert_is(chain.path(number), chain.disks[number], tmp_path)
+    disk = changed(chain.disks[6], (CHUNK + 500, b"another"), (3 * CHUNK, b"x"))
+    chain.add(disk)
+    assert_is(chain.path(7), disk, tmp_path)
+    chain.path(0).unlink()
+    result = check(chain.path(6))
+    assert "night-0.img" in result.problems[0].message
+    # Only the chunk whose deltas reach back to it is lost.
+    assert result.lost == Extents.span(CHUNK, 2 * CHUNK)
+
+
+def test_nothing_but_what_it_needs_is_needed(tmp_path: Path) -> None:
+    """All frames that are not needed can be overwritten in the images behind."""
+    (tmp_path / "nights").mkdir()
+    chain = three_nights(tmp_path / "nights")
+    with OpenChain(chain.path(2)) as opened:
+        needed = {(image, entry.offset) for image, entry in opened.needs()}
+        unneeded = [
+            (opened.images[place].file.path, entry)
+            for place in (1, 2)
+            for segment in opened.images[place].segments()
+            if isinstance(segment, Segment)
+            for entry in segment.entries
+            if entry.stored_size and (place, entry.offset) not in needed
+        ]
+    assert len(unneeded) == 4
+    for path, entry in unneeded:
+        with path.open("r+b") as file:
+            file.seek(entry.offset)
+            file.write(bytes(entry.stored_size))
+    assert check(chain.path(0)).verdict == "failed"
+    assert_is(chain.path(2), chain.disks[2], tmp_path)
 
 
 def test_deltas_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.command import IMAGER, ROOT, failure, imager, plain_zstd, same_bytes, zstd_refuses
 from tests.comparing import disk_facts, files_of, gpt_is_sound
 from tests.disks import MIB
-from tests.loop import LoopDevice
+from tests.loop import LoopDevice, sparse_file
 from tests.small_disk import SMALL_KINDS, SMALL_SIZE, Small, blkid, garbage, garbage_device
 
 
@@ -56,6 +56,25 @@ class TestSplit:
         if missing != "image.0001":
             done = imager("check", tmp_path / "image", status=4)
             assert "can still be read" in done.out
+
+    @pytest.mark.parametrize(
+        ("size", "options", "words"),
+        [
+            (1 << 40, ("--split", "64M"), "larger --split or --chunk-size"),
+            (12 << 40, (), "larger --chunk-size"),
+        ],
+    )
+    def test_too_many_chunks_are_refused_at_once(
+        self, size: int, options: tuple[str, ...], words: str, tmp_path: Path
+    ) -> None:
+        disk = sparse_file(tmp_path / "disk", size)
+        line = failure(
+            *("capture", "--raw", "--chunk-size", "64KiB", *options),
+            *(disk, tmp_path / "image"),
+            status=2,
+        )
+        assert words in line
+        assert list(tmp_path.iterdir()) == [disk]
 
     def test_four_gibibytes_fit_onto_fat32(self, small: Small, tmp_path: Path) -> None:
         imager("capture", "--split", "4G", small.disk, tmp_path / "image")

@@ -239,6 +239,16 @@ class TestLayouts:
             assert parted_partitions(target.path) == parted_partitions(small.disk)
             # Where the backup was, there is none any more that could be found.
             assert all_zero(target.path, SMALL_SIZE - 33 * 512, SMALL_SIZE)
+            imager("check", "--quick", "--against", target.path, small.image)
+            noise = SMALL_PARTS[NOISE][0] * 512
+            # The table fitted to the size is all that may differ.
+            for offset in (446 + 12, 520, 2 * 512 + 3, SMALL_SIZE + 30 * MIB - 512 + 60, noise):
+                was = get(target.path, offset, 1)
+                put(target.path, offset, bytes((was[0] ^ 1,)))
+                done = imager("check", "--quick", "--against", target.path, small.image, status=8)
+                assert "differ" in done.out
+                put(target.path, offset, was)
+            imager("check", "--quick", "--against", target.path, small.image)
 
 
 class TestOnePartition:

@@ -76,7 +76,7 @@ class ProgressDisplay:
             from tqdm import tqdm  # takes a while, and jobs have no terminal
 
             self._bar = tqdm(
-                desc=_WORDS.get(phase, phase.capitalize()),
+                desc=_title(phase),
                 total=total or None,
                 leave=total > 0,
                 unit="B",
@@ -92,8 +92,12 @@ class ProgressDisplay:
         rate = done / seconds if seconds else 0
         left = format_duration((total - done) / rate) if rate else "?"
         print(
-            f"{_WORDS[self._phase]}: {100 * done // total}% of {format_size(total)}, "
+            f"{_title(self._phase)}: {100 * done // total}% of {format_size(total)}, "
             f"{format_size(int(rate))}/s, {left} left",
             file=sys.stderr,
             flush=True,
         )
+
+
+def _title(phase: str) -> str:
+    return _WORDS.get(phase, phase.capitalize())

@@ -64,6 +64,9 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None:
         """Append; WriteFailedError where that is impossible."""
 
+    def settle(self) -> None:
+        """Let others see what was written so far."""
+
     def finish(self, opening: bytes) -> tuple[Path, ...]:
         """Make everything durable with this opening and give it its final name; returns the files."""
 
@@ -134,6 +137,13 @@ class FileSink:
             self._files[-1].append(data)
         except OSError as error:
             raise _write_error(self._partial(len(self._files)), error) from None
+
+    def settle(self) -> None:
+        """Write what is still in memory; WriteFailedError where that is impossible."""
+        try:
+            self._files[-1].settle()
+        except OSError as error:
+            raise _write_error(self._image, error) from None
 
     def guard(self, opening: bytes) -> None:
         """Exchange the opening at once, durably."""
@@ -260,6 +270,9 @@ class PipeSink:
                 view = view[os.write(self._fd, view) :]
         except OSError as error:
             raise _write_error(Path("standard output"), error) from None
+
+    def settle(self) -> None:
+        """Nothing waits in memory."""
 
     def finish(self, opening: bytes) -> tuple[Path, ...]:
         """Nothing is left to do: the opening was right from the start."""

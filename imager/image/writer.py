@@ -123,6 +123,8 @@ class ImageWriter:
         self._sink.write(opening)
         self._account_opening()
         self._emit(self._head_record, 0)
+        # From now on whoever finds the unfinished file sees that it is one, and of what.
+        self._sink.settle()
 
     def take_up(
         self,

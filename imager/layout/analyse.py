@@ -18,6 +18,10 @@ from imager.layout.table import read_table
 from imager.layout.volumes import Piece, leave_out, store_raw, store_used
 
 _RAW = "every sector was asked for"
+_GAPS = "searching the gaps between partitions"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a step, a short clause, and with bytes done and in all where it takes long, or 0."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,14 @@ class _Disk:
     raw: str | None
     """Why every sector is taken, if so."""
     raw_volumes: Mapping[int | None, str]
-    progress: Callable[[str], None]
+    progress: Progress
+
+    def report_gaps(self, done: int, total: int) -> None:
+        """How far the search for lost partitions is, in bytes of unpartitioned space."""
+        self.progress(_GAPS, done, total)
 
 
-def _silent(step: str) -> None:
+def _silent(step: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 
@@ -58,21 +66,20 @@ def analyse(
     exclude: Collection[int] = (),
     raw_volumes: Mapping[int | None, str] | None = None,
     next_data: NextData | None = None,
-    progress: Callable[[str], None] = _silent,
+    progress: Progress = _silent,
 ) -> Analysis:
     """Find out what is on the disk `volume`, which blkid can look at under `path`.
 
     `raw` takes every sector, for `raw_reason` if not on request; `keep_gaps` all that is
     unpartitioned. `only` and `exclude` are partition numbers: the others, or these, are left out.
     `raw_volumes` gives numbers (None: the disk itself) that must be stored whole, with the reason.
-    `next_data` finds data in a sparse file (see `gaps`). `progress` is told each step as a short
-    clause.
+    `next_data` finds data in a sparse file (see `gaps`). `progress` is told each step.
 
     Raises UsageError for a partition that does not exist, MissingToolError without blkid. What is
     damaged, unknown or unreadable raises nothing: it is stored whole, and the layout says why.
     """
     disk = _Disk(volume, path, (raw_reason or _RAW) if raw else None, raw_volumes or {}, progress)
-    progress("reading the partition table")
+    progress("reading the partition table", 0, 0)
     try:
         table = read_table(volume)
     except NotUnderstoodError as fault:
@@ -89,13 +96,12 @@ def analyse(
     pieces = []
     for partition in sorted(table.partitions, key=lambda partition: partition.start):
         if not partition.extended:
-            progress(f"reading partition {partition.number}")
+            progress(f"reading partition {partition.number}", 0, 0)
             identity, unclear = _identify(disk, partition)
             if partition.number in left_out:
                 pieces.append(leave_out(volume, partition, identity))
             else:
                 pieces.append(_piece(disk, partition, identity, unclear))
-    progress("searching the gaps between partitions")
     keep_reason = disk.raw or ("all gaps were asked for" if keep_gaps else None)
     if whole and not keep_reason:
         doubt = f"the disk as a whole has a signature of {whole.kind}"
@@ -153,7 +159,7 @@ def _assemble(
     """Put the volumes, in disk order, and the gaps between them together."""
     size = disk.volume.size
     occupied = Extents.of((layout.start, layout.end) for layout, _ in pieces)
-    gaps = find_gaps(disk.volume, occupied, keep_reason, next_data)
+    gaps = find_gaps(disk.volume, occupied, keep_reason, next_data, disk.report_gaps)
     layouts = tuple(layout for layout, _ in pieces)
     excluded = Extents.of((at.start, at.end) for at in layouts if at.stored == "excluded")
     parts = [used for _, used in pieces]

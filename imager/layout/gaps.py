@@ -22,6 +22,12 @@ _STEP = 1 << 20
 
 NextData = Callable[[int], int | None]
 """The first offset at or after the given one that may not be a hole, or None (SEEK_DATA)."""
+Report = Callable[[int, int], None]
+"""Called with bytes of gaps looked at, and in all: on a hard disk it takes hours for terabytes."""
+
+
+def _no_report(done: int, total: int) -> None:
+    """Ignore how far it is."""
 
 
 def find_gaps(
@@ -29,16 +35,23 @@ def find_gaps(
     occupied: Extents,
     keep_reason: str | None = None,
     next_data: NextData | None = None,
+    report: Report = _no_report,
 ) -> tuple[Gap, ...]:
     """All gaps between the `occupied` ranges; with `keep_reason` all of them are stored.
 
     A gap that cannot be read where a signature might be is stored. On a medium without holes a
     large gap costs one read per MiB; `next_data` spares those in a sparse file.
     """
-    return tuple(
-        _judge(volume, start, end, occupied, keep_reason, next_data)
-        for start, end in occupied.complement(0, volume.size)
-    )
+    ranges = occupied.complement(0, volume.size)
+    searched = [(start, end) for start, end in ranges if start and end - start > KEPT_WHOLE]
+    total = sum(end - start for start, end in searched)
+    gaps: list[Gap] = []
+    done = 0
+    for start, end in ranges:
+        places = _reporting(_places(start, end, next_data), done - start, total, report)
+        gaps.append(_judge(volume, start, end, occupied, keep_reason, places))
+        done += end - start if (start, end) in searched else 0
+    return tuple(gaps)
 
 
 def _judge(
@@ -47,8 +60,9 @@ def _judge(
     end: int,
     occupied: Extents,
     keep_reason: str | None,
-    next_data: NextData | None,
+    places: Iterator[int],
 ) -> Gap:
+    """Whether one gap is stored; `places` are where a lost partition may begin in it."""
     size = end - start
     if keep_reason is not None:
         return Gap(start, size, True, keep_reason)
@@ -58,7 +72,7 @@ def _judge(
         return Gap(start, size, True, "up to 16 MiB")
     try:
         gap = Slice(volume, start, size)
-        for offset in _places(start, end, next_data):
+        for offset in places:
             name = find_signature(gap, offset - start)
             if name is not None:
                 reason = f"signature of {name} at byte {offset}: perhaps a lost partition"
@@ -82,3 +96,10 @@ def _places(start: int, end: int, next_data: NextData | None) -> Iterator[int]:
                 return
         yield offset
         offset += _STEP
+
+
+def _reporting(places: Iterator[int], shift: int, total: int, report: Report) -> Iterator[int]:
+    """`places`, each of which is reported before it is looked at."""
+    for offset in places:
+        report(offset + shift, total)
+        yield offset

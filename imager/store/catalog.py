@@ -176,12 +176,17 @@ def read_folder(path: Path) -> DiskFolder:
 
 
 def _is_orphaned(image: StoredImage, readable: dict[str, StoredImage]) -> bool:
+    """Whether one of all the images that it needs is missing, or it needs itself."""
     seen: set[str] = set()
-    step: StoredImage | None = image
-    while step is not None and step.parents and step.uuid not in seen:
-        seen.add(step.uuid)
-        step = readable.get(step.parents[0])
-    return step is None or bool(step.parents)
+    waiting = list(image.parents)
+    while waiting:
+        uuid = waiting.pop()
+        if uuid == image.uuid or uuid not in readable:
+            return True
+        if uuid not in seen:
+            seen.add(uuid)
+            waiting += readable[uuid].parents
+    return False
 
 
 def find_images(folder: Path) -> tuple[ImageFiles, ...]:
