@@ -111,8 +111,9 @@ def race(
     order: Sequence[bool],
     holes: bool = True,
     decide: object = give_up_all_but_the_oldest,
+    other: Callable[[], object] | None = None,
 ) -> None:
-    """Capture and prune at once; AssertionError unless all that is left complete is good.
+    """Capture and prune (or something else) at once; AssertionError unless all that is left is good.
 
     Without `holes` the file system cannot punch any, and compact copies are made.
     """
@@ -127,11 +128,12 @@ def race(
         finally:
             turns.end()
 
+    def prune_now() -> object:
+        return small.prune(Rules(last=1), NO_GRACE)
+
     threads = [
         threading.Thread(target=run, args=(small.capture,), name=_CAPTURE),
-        threading.Thread(
-            target=run, args=(lambda: small.prune(Rules(last=1), NO_GRACE),), name=_PRUNE
-        ),
+        threading.Thread(target=run, args=(other or prune_now,), name=_PRUNE),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_prune, "decide", decide)
@@ -229,3 +231,23 @@ def test_an_older_image_is_given_up_meanwhile(tmp_path: Path, first: int, second
 def test_a_whole_prune_while_a_capture_reaches_back(tmp_path: Path, first: int) -> None:
     order = [True] * first + [False] * 1000
     race(make_reaching(tmp_path), order, decide=give_up_all_but_the_newest)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=12))
+def test_two_captures_at_once(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[bool, int]]
+) -> None:
+    """From two machines whose locks do not meet: both build upon the same image, or one another."""
+    small = SmallStore(tmp_path_factory.mktemp("two"), chunks=8)
+    small.capture()
+    small.write(2)
+    later = small.now + DAY / 2
+
+    def other() -> None:
+        done = store_capture.capture_into(small.store, small.disk, small.options, later)
+        small.digests[done.image.name] = done.result.image.content_digest
+
+    race(small, [who for who, count in order for _ in range(count)], other=other)
+    assert len(small.look().complete) == 3
+    shutil.rmtree(small.store.path.parent)
