@@ -18,7 +18,7 @@ from pathlib import Path
 
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
-from imager.description import describe, time_text
+from imager.description import describe, now
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
@@ -301,7 +301,7 @@ def _results(used: int, zero: int, unreadable: Extents) -> Json:
     """The manifest's facts."""
     return {
         "verdict": _verdict(unreadable),
-        "finished": time_text(),
+        "finished": now(),
         "used": used,
         "zero": zero,
         "unreadable_bytes": unreadable.total,

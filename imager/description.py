@@ -60,7 +60,7 @@ def describe(
         split=options.split is not None,
         incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
         facts={
-            "created": time_text(options.created),
+            "created": now(options.created),
             "tool": f"imager {VERSION}",
             "host": _host(options.host),
             "source": device.identity.to_json(),
@@ -101,6 +101,6 @@ def _host(name: str | None) -> dict[str, object]:
     }
 
 
-def time_text(moment: datetime.datetime | None = None) -> str:
-    """The time, as images give it."""
-    return (moment or datetime.datetime.now().astimezone()).isoformat(timespec="seconds")
+def now(instead: datetime.datetime | None = None) -> str:
+    """The time, as images give it; or another one."""
+    return (instead or datetime.datetime.now().astimezone()).isoformat(timespec="seconds")

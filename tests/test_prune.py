@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from imager.check import check
 from imager.disk import abi
 from imager.errors import ImageError, RefusedError
+from imager.extents import Extents
+from imager.image.reader import ImageReader
 from imager.image.sink import partial_path
 from imager.store import consolidate
 from imager.store.catalog import State, find_images
@@ -104,6 +106,36 @@ def test_what_a_kept_image_borrows_survives(small: SmallStore) -> None:
     fourth = small.night(2, 21)
     small.require_good()
     assert fourth.parent == third.image
+
+
+def test_deltas_that_reach_back_need_nothing_between(small: SmallStore) -> None:
+    """The fifth image's delta is against the first's chunk: those of the nights between can go."""
+    small.capture()
+    for _ in range(3):
+        small.night(1, size=CHUNK // 4)
+    last = small.night(1, size=CHUNK // 4)
+    with ImageReader(last.image) as reader:
+        assert len(reader.head.parents) == 2
+    small.prune(LAST)
+    small.now += DAY
+    small.prune(LAST)
+    assert small.require_good() == [last.image.name]
+    between = [i for i in small.look().images if i.state is State.EXPIRED and i.parents]
+    assert len(between) == 3
+    for image in between:
+        assert check(image.files.opened_as).lost == Extents.span(CHUNK, 2 * CHUNK)
+
+
+def test_nothing_reaches_back_to_an_image_that_was_given_up(small: SmallStore) -> None:
+    """What a capture would borrow from it may go at any moment."""
+    small.capture()
+    for _ in range(3):
+        small.night(1)
+    small.prune(LAST)
+    last = small.night(1)
+    with ImageReader(last.image) as reader:
+        assert len(reader.head.parents) == 1
+    small.require_good()
 
 
 def test_a_chain_goes_when_nothing_refers_to_it(small: SmallStore) -> None:

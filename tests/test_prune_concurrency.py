@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from imager.disk import abi
 from imager.image.reader import ImageReader
+from imager.image.sink import FileSink
 from imager.store import capture as store_capture
 from imager.store import consolidate
 from imager.store import prune as store_prune
 from imager.store.catalog import State
 from imager.store.retention import Candidate, Decision, Rules
+from tests.disks import put
 from tests.small_store import CHUNK, DAY, SmallStore, require_content
 
 STEPS: tuple[tuple[object, str], ...] = (
@@ -30,6 +32,7 @@ STEPS: tuple[tuple[object, str], ...] = (
     (os, "fsync"),
     (abi, "punch_hole"),
     (ImageReader, "__init__"),
+    (FileSink, "__init__"),
 )
 _CAPTURE, _PRUNE = "a capture", "a prune"
 
@@ -96,8 +99,21 @@ def give_up_all_but_the_oldest(
     return tuple(Decision(image, ("oldest",) if image is ordered[-1] else ()) for image in ordered)
 
 
-def race(small: SmallStore, order: Sequence[bool], holes: bool = True) -> None:
-    """Capture and prune at once; AssertionError unless all that is left complete is good.
+def give_up_all_but_the_newest(
+    images: Sequence[Candidate], rules: Rules, now: object
+) -> tuple[Decision, ...]:
+    ordered = sorted(images, key=lambda image: image.created, reverse=True)
+    return tuple(Decision(image, ("newest",) if image is ordered[0] else ()) for image in ordered)
+
+
+def race(
+    small: SmallStore,
+    order: Sequence[bool],
+    holes: bool = True,
+    decide: object = give_up_all_but_the_oldest,
+    other: Callable[[], object] | None = None,
+) -> None:
+    """Capture and prune (or something else) at once; AssertionError unless all that is left is good.
 
     Without `holes` the file system cannot punch any, and compact copies are made.
     """
@@ -112,14 +128,15 @@ def race(small: SmallStore, order: Sequence[bool], holes: bool = True) -> None:
         finally:
             turns.end()
 
+    def prune_now() -> object:
+        return small.prune(Rules(last=1), NO_GRACE)
+
     threads = [
         threading.Thread(target=run, args=(small.capture,), name=_CAPTURE),
-        threading.Thread(
-            target=run, args=(lambda: small.prune(Rules(last=1), NO_GRACE),), name=_PRUNE
-        ),
+        threading.Thread(target=run, args=(other or prune_now,), name=_PRUNE),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_prune, "decide", give_up_all_but_the_oldest)
+        patch.setattr(store_prune, "decide", decide)
         if not holes:
             patch.setattr(abi, "punch_hole", cannot)
             patch.setattr(consolidate, "_LEAST", 1)
@@ -176,3 +193,61 @@ def test_a_capture_that_has_chosen_goes_on_within_a_prune(
 ) -> None:
     order = [True] * first + [False] * second + [True] * 1000
     race(make_tempting(tmp_path), order, holes=second % 2 == 0)
+
+
+def make_reaching(folder: Path) -> SmallStore:
+    """The next capture's delta of chunk 1 is against the first image, which nobody else needs there.
+
+    The fourth image has another chunk 1, stored whole; on the disk is nearly the first one's again.
+    """
+    small = SmallStore(folder, chunks=8)
+    small.capture()
+    before = small.disk.read_bytes()[CHUNK : 2 * CHUNK]
+    small.night(5)
+    small.night(6)
+    small.night(1, size=CHUNK - 20)
+    put(small.disk, CHUNK, before)
+    small.write(1)
+    return small
+
+
+def test_a_capture_reaches_back(tmp_path: Path) -> None:
+    """What the next test is about does happen."""
+    done = make_reaching(tmp_path).capture()
+    with ImageReader(done.image) as image:
+        assert len(image.head.parents) == 2
+        bases = [base for segment in image.segments() for base in getattr(segment, "bases", ())]
+        assert [base.parent for base in bases] == [1]
+
+
+@pytest.mark.parametrize("first", range(8, 12))
+@pytest.mark.parametrize("second", range(15, 42, 3))
+def test_an_older_image_is_given_up_meanwhile(tmp_path: Path, first: int, second: int) -> None:
+    order = [True] * first + [False] * second + [True] * 1000
+    race(make_reaching(tmp_path), order, decide=give_up_all_but_the_newest)
+
+
+@pytest.mark.parametrize("first", range(0, 40, 2))
+def test_a_whole_prune_while_a_capture_reaches_back(tmp_path: Path, first: int) -> None:
+    order = [True] * first + [False] * 1000
+    race(make_reaching(tmp_path), order, decide=give_up_all_but_the_newest)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=12))
+def test_two_captures_at_once(
+    tmp_path_factory: pytest.TempPathFactory, order: list[tuple[bool, int]]
+) -> None:
+    """From two machines whose locks do not meet: both build upon the same image, or one another."""
+    small = SmallStore(tmp_path_factory.mktemp("two"), chunks=8)
+    small.capture()
+    small.write(2)
+    later = small.now + DAY / 2
+
+    def other() -> None:
+        done = store_capture.capture_into(small.store, small.disk, small.options, later)
+        small.digests[done.image.name] = done.result.image.content_digest
+
+    race(small, [who for who, count in order for _ in range(count)], other=other)
+    assert len(small.look().complete) == 3
+    shutil.rmtree(small.store.path.parent)

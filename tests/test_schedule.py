@@ -12,12 +12,14 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imager.errors import RefusedError, UsageError
+from imager.capture import CaptureOptions
+from imager.errors import RefusedError, UsageError, WriteFailedError
 from imager.schedule import calendar
 from imager.schedule.find_disk import find_disk
 from imager.schedule.job import Job, default_name
@@ -26,10 +28,11 @@ from imager.schedule.notify import StatusNotifier
 from imager.schedule.run import run_job
 from imager.schedule.state import read_last_run
 from imager.schedule.units import escape_path, make_units, quote, read_job, write_units
+from imager.store.capture import capture_into
 from imager.store.catalog import read_store
 from imager.store.folder import create_store, open_store
 from imager.store.retention import Rules, Span
-from tests.command import imager
+from tests.command import failure, imager
 from tests.disks import make_disk, put, run
 from tests.loop import LoopDevice
 
@@ -309,6 +312,59 @@ def test_damage_found_is_said_and_healed(tmp_path: Path) -> None:
     assert any("stored again" in warning for warning in result.warnings)
     (folder,) = read_store(open_store(job.store))
     imager("check", folder.complete[0].files.opened_as)
+
+
+def test_a_full_store_is_pruned_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the capture fails for want of space is the very reason to give some back."""
+    job = a_job(tmp_path, rules=Rules(last=1))
+    state, clock = tmp_path / "state", Clock()
+    for night in range(2):
+        put(Path(job.device), MIB + night, b"x")
+        run_job(replace(job, rules=Rules(last=9)), state, clock=clock)
+        clock.now += datetime.timedelta(days=1)
+
+    def full(*words: object, **more: object) -> NoReturn:
+        raise WriteFailedError("the disk is full")
+
+    monkeypatch.setattr("imager.schedule.run.capture_into", full)
+    result = run_job(job, state, clock=clock)
+    assert (result.outcome, result.exit_code) == ("failed", 7)
+    assert "1 given up" in result.line and "the disk is full" in result.line
+    last = read_last_run(state, "test")
+    assert last is not None and last.last_success == clock.now - datetime.timedelta(days=1)
+
+
+def test_another_disks_images_are_not_pruned(tmp_path: Path) -> None:
+    """A run applies its rules to its own disk, also if that is not there."""
+    job = a_job(tmp_path, rules=Rules(last=1))
+    other = make_disk(tmp_path / "other", MIB)
+    store = open_store(job.store)
+    for night in range(3):
+        put(other, night, b"x")
+        capture_into(store, other, CaptureOptions(), NOW + night * datetime.timedelta(days=1))
+    run_job(job, tmp_path / "state")
+    Path(job.device).unlink()
+    run_job(job, tmp_path / "state")
+    complete = [len(folder.complete) for folder in read_store(store)]
+    assert sorted(complete) == [1, 3]
+
+
+def test_schedules_are_listed_and_shown(tmp_path: Path) -> None:
+    job = a_job(tmp_path)
+    where = ("--units", tmp_path)
+    assert "no schedules" in imager("schedule", "list", *where).out
+    words = ("schedule", "add", job.device, "--store", job.store, *where, "--name", "night")
+    assert "say when" in failure(*words, status=2)
+    assert "systemctl enable --now imager-night.timer" in imager(*words, "--daily", "2:00").out
+    assert "the schedule night exists" in failure(*words, "--daily", "2:00", status=5)
+    assert re.search(r"^night +gpt .*02:00$", imager("schedule", "list", *where).out, re.MULTILINE)
+    (listed,) = json.loads(imager("schedule", "list", "--json", *where).out)
+    assert listed["rules"]["daily"] == 7 and listed["calendar"] == ["*-*-* 02:00:00"]
+    shown = imager("schedule", "show", "night", *where).out
+    assert "OnCalendar=*-*-* 02:00:00" in shown and "ExecStart=" in shown
+    assert "there is no schedule day" in failure("schedule", "run", "day", *where, status=2)
 
 
 def test_metrics_and_ping(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What images still need of each other: which chunks of an expired image somebody reads.
 
-An image needs a range of its parent where it says "as the parent's", and where it has a delta
-against the parent's chunk. Going from children to parents, each image is read once, and only its
-own index:
+An image needs a range of its parent where it says "as the parent's", and of that or an older image
+where it has a delta against that one's chunk. Going from children to parents, of each image only the
+index is read, and only once:
 
     kept     | all          |            the whole disk is needed
       parent | a   b   .  d |            what the child leaves to it
@@ -54,11 +54,10 @@ def demands(images: Sequence[StoredImage], kept: Iterable[StoredImage]) -> tuple
             ordered.append(demand)
     for demand in ordered:
         if demand.referred_to and demand.image.parents:
-            needed = _borrowed(demand)
-            for uuid in demand.image.parents:
-                for parent in by_uuid.get(uuid, ()):
-                    parent.ranges |= needed
-                    parent.referred_to = True
+            for uuid, needed in zip(demand.image.parents, _borrowed(demand), strict=True):
+                for other in by_uuid.get(uuid, ()):
+                    other.ranges |= needed
+                    other.referred_to = True
     return tuple(ordered)
 
 
@@ -93,25 +92,30 @@ def _children_first(every: Sequence[Demand], by_uuid: dict[str, list[Demand]]) -
                     ready.append(parent)
 
 
-def _borrowed(demand: Demand) -> Extents:
-    """The disk ranges that an image reads from its parent to give its own needed ranges."""
+def _borrowed(demand: Demand) -> list[Extents]:
+    """What an image reads, to give its own needed ranges, from each one that it refers to."""
     image = demand.image
     if image.state is State.PARTIAL:
-        return _whole(image)  # what it will need is not written yet
-    needed = ExtentsBuilder()
+        return [_whole(image) for _ in image.parents]  # what it will need is not written yet
+    needed = [ExtentsBuilder() for _ in image.parents]
     with ImageReader(image.files.opened_as) as reader:
         for segment in reader.segments():
             if isinstance(segment, LostRange):
-                needed.add(segment.start, segment.end)
+                for builder in needed:
+                    builder.add(segment.start, segment.end)
                 continue
-            for start, end in _of_parent(segment, demand.ranges, image.head.chunk_size):
-                needed.add(start, end)
-    return needed.build()
+            for item, start, end in _references(segment, demand.ranges, image.head.chunk_size):
+                needed[item].add(start, end)
+    return [builder.build() for builder in needed]
 
 
-def _of_parent(segment: Segment, ranges: Extents, chunk_size: int) -> Iterator[tuple[int, int]]:
+def _references(
+    segment: Segment, ranges: Extents, chunk_size: int
+) -> Iterator[tuple[int, int, int]]:
+    """Items of the table of references, each with a disk range that is needed of that image."""
     for start, end, entry in segment.placed(chunk_size):
         if entry.kind == ChunkKind.PARENT:
-            yield from ranges.clip(start, end).align(chunk_size).clip(start, end)
+            for low, high in ranges.clip(start, end).align(chunk_size).clip(start, end):
+                yield 0, low, high
         elif entry.kind == ChunkKind.DELTA and ranges.count(start, end):
-            yield start, end
+            yield segment.bases[entry.reference].parent, start, end

@@ -10,7 +10,7 @@ import datetime
 import enum
 import os
 import uuid as uuid_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from imager.store.names import EXPIRED_SUFFIX, IMAGE_SUFFIX, PARTIAL_SUFFIX
 from imager.store.retention import Candidate, Quality
 from imager.store.sidecar import CheckRecord, is_pinned, last_check
 from imager.wording import printable
+
+_LAST = ".last"
 
 
 class State(enum.Enum):
@@ -77,6 +79,7 @@ class StoredImage:
     disk: str
     """The disk's key (see `disk_key`)."""
     head: Head
+    """Without what is long and not needed here: its facts are only the parents."""
     verdict: str
     """Of the capture: "ok" or "degraded"; "unfinished" where its end is not there."""
     content_digest: bytes
@@ -173,53 +176,67 @@ def read_folder(path: Path) -> DiskFolder:
 
 
 def _is_orphaned(image: StoredImage, readable: dict[str, StoredImage]) -> bool:
+    """Whether one of all the images that it needs is missing, or it needs itself."""
     seen: set[str] = set()
-    step: StoredImage | None = image
-    while step is not None and step.parents and step.uuid not in seen:
-        seen.add(step.uuid)
-        step = readable.get(step.parents[0])
-    return step is None or bool(step.parents)
+    waiting = list(image.parents)
+    while waiting:
+        uuid = waiting.pop()
+        if uuid == image.uuid or uuid not in readable:
+            return True
+        if uuid not in seen:
+            seen.add(uuid)
+            waiting += readable[uuid].parents
+    return False
 
 
 def find_images(folder: Path) -> tuple[ImageFiles, ...]:
     """The images in a folder by the names of their files, in order of their names."""
-    found: dict[tuple[Path, State], list[Path]] = {}
-    ended: set[Path] = set()
+    found: dict[Path, dict[State, list[Path]]] = {}
     for file in sorted(folder.iterdir()):
-        part = PART_NAME.fullmatch(file.name)
-        if part is not None and part["image"].endswith(IMAGE_SUFFIX):
-            base = file.with_name(part["image"])
-            state = State.PARTIAL if part["partial"] else State.COMPLETE
-            if part["last"] and not part["partial"]:
-                ended.add(base)
-                state = State.EXPIRED if part["last"] == EXPIRED_SUFFIX else state
-            found.setdefault((base, state), []).append(file)
-        elif file.name.endswith(IMAGE_SUFFIX):
-            found.setdefault((file, State.COMPLETE), []).append(file)
-            ended.add(file)
-        elif file.name.endswith(IMAGE_SUFFIX + EXPIRED_SUFFIX):
-            found.setdefault((file.with_suffix(""), State.EXPIRED), []).append(file)
-            ended.add(file.with_suffix(""))
-        elif file.name.endswith(IMAGE_SUFFIX + PARTIAL_SUFFIX):
-            found.setdefault((file.with_suffix(""), State.PARTIAL), []).append(file)
-    return tuple(_joined(found, ended))
+        place = _place(file)
+        if place is not None:
+            base, state = place
+            found.setdefault(base, {}).setdefault(state, []).append(file)
+    return tuple(image for base, by_state in found.items() for image in _joined(base, by_state))
 
 
-def _joined(found: dict[tuple[Path, State], list[Path]], ended: set[Path]) -> Iterable[ImageFiles]:
+def _place(file: Path) -> tuple[Path, State] | None:
+    """Which image a file belongs to, and what its own name says of its state."""
+    part = PART_NAME.fullmatch(file.name)
+    if part is not None and part["image"].endswith(IMAGE_SUFFIX):
+        base = file.with_name(part["image"])
+        if part["partial"]:
+            return base, State.PARTIAL
+        return base, State.EXPIRED if part["last"] == EXPIRED_SUFFIX else State.COMPLETE
+    if file.name.endswith(IMAGE_SUFFIX):
+        return file, State.COMPLETE
+    if file.name.endswith(IMAGE_SUFFIX + EXPIRED_SUFFIX):
+        return file.with_suffix(""), State.EXPIRED
+    if file.name.endswith(IMAGE_SUFFIX + PARTIAL_SUFFIX):
+        return file.with_suffix(""), State.PARTIAL
+    return None
+
+
+def _joined(base: Path, by_state: dict[State, list[Path]]) -> Iterator[ImageFiles]:
     """Parts of one image together: the last one's name says what state it is in."""
-    for base in dict.fromkeys(base for base, _ in found):
-        by_state = {state: files for (other, state), files in found.items() if other == base}
-        expired = by_state.get(State.EXPIRED, [])
-        if expired:
-            parts = by_state.pop(State.COMPLETE, []) if _is_part(expired[0]) else []
-            yield ImageFiles(base, State.EXPIRED, (*parts, *expired))
-            by_state.pop(State.EXPIRED)
-        if State.COMPLETE in by_state and base not in ended:
-            # Some parts renamed, the last one not yet: the capture has not come to its end.
-            parts = [*by_state.pop(State.COMPLETE), *by_state.pop(State.PARTIAL, [])]
-            yield ImageFiles(base, State.PARTIAL, tuple(sorted(parts)))
-        for state, files in by_state.items():
-            yield ImageFiles(base, state, tuple(files))
+    complete = by_state.get(State.COMPLETE, [])
+    parts = [file for file in complete if _is_part(file)]
+    expired = by_state.get(State.EXPIRED, [])
+    partial = by_state.get(State.PARTIAL, [])
+    if parts and expired and _is_part(expired[0]):
+        yield ImageFiles(base, State.EXPIRED, (*parts, *expired))
+    elif parts and not any(file.name.endswith(_LAST) for file in parts):
+        # Some parts have their names, the last one not yet: the capture did not come to its end.
+        yield ImageFiles(base, State.PARTIAL, tuple(sorted((*parts, *partial))))
+        partial = []
+    elif parts:
+        yield ImageFiles(base, State.COMPLETE, tuple(parts))
+    if base in complete:
+        yield ImageFiles(base, State.COMPLETE, (base,))
+    if expired and not (parts and _is_part(expired[0])):
+        yield ImageFiles(base, State.EXPIRED, tuple(expired))
+    if partial:
+        yield ImageFiles(base, State.PARTIAL, tuple(partial))
 
 
 def _is_part(file: Path) -> bool:
@@ -241,7 +258,7 @@ def read_image(files: ImageFiles) -> StoredImage:
             created=_created(head),
             host=host_of(head),
             disk=key_of_head(head),
-            head=head,
+            head=replace(head, facts={"parents": head.facts.get("parents", [])}),
             verdict=verdict if complete else "unfinished",
             content_digest=image.footer.content_digest if image.footer else b"",
             check=last_check(files.path, uuid),

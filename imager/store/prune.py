@@ -20,7 +20,7 @@ from __future__ import annotations
 import datetime
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -260,12 +260,12 @@ def _give_back(demand: Demand, free: int, tally: _Tally) -> None:
     before = files.allocated()
     with ImageReader(files.opened_as) as image:
         size = image.file.size
-        ranges = _unneeded(image, demand)
-        punched = all(_punch(image, start, end) for start, end in ranges)
+        punched = all(_punch(image, start, end) for start, end in _unneeded(image, demand))
+        unneeded = sum(end - start for start, end in _unneeded(image, demand))
     if punched:
         tally.freed += before - files.allocated()
         return
-    if is_worthwhile(size, sum(end - start for start, end in ranges), free):
+    if is_worthwhile(size, unneeded, free):
         copy = consolidate(files, demand.ranges)
         if copy is not None:
             remove_sidecars(files.path)
@@ -281,13 +281,14 @@ def _punch(image: ImageReader, start: int, end: int) -> bool:
     return True
 
 
-def _unneeded(image: ImageReader, demand: Demand) -> Sequence[tuple[int, int]]:
+def _unneeded(image: ImageReader, demand: Demand) -> Iterator[tuple[int, int]]:
     """The ranges of the image's bytes that hold frames nobody needs, neighbours joined."""
-    ranges: list[tuple[int, int]] = []
+    start = end = 0
     for entry in unneeded_frames(image, demand.ranges):
+        if entry.offset != end:
+            if start < end:
+                yield start, end
+            start = entry.offset
         end = entry.offset + entry.stored_size
-        if ranges and ranges[-1][1] == entry.offset:
-            ranges[-1] = (ranges[-1][0], end)
-        else:
-            ranges.append((entry.offset, end))
-    return ranges
+    if start < end:
+        yield start, end

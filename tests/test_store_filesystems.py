@@ -1,0 +1,84 @@
+"""A store on other file systems: with holes and without, and where no file may be large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from imager.disk.mounts import Mount
+from imager.image.sink import MAX_PART
+from imager.store import consolidate, folder
+from imager.store.catalog import State
+from imager.store.retention import Rules
+from tests.disks import MIB, run
+from tests.loop import LoopDevice
+from tests.small_store import CHUNK, DAY, SmallStore
+
+MOUNT = {
+    "ext4": ("mount", "-t", "ext4"),
+    "xfs": ("mount", "-t", "xfs"),
+    "btrfs": ("mount", "-t", "btrfs"),
+    "ntfs": ("ntfs-3g",),
+}
+MAKE = {
+    "ext4": ("mkfs.ext4", "-q"),
+    "xfs": ("mkfs.xfs", "-q"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+    "ntfs": ("mkfs.ntfs", "-q", "-F"),
+}
+SIZE = {"xfs": 320 * MIB, "btrfs": 160 * MIB}
+
+
+@contextmanager
+def mounted(kind: str, folder: Path) -> Iterator[Path]:
+    with LoopDevice(folder / "backing", SIZE.get(kind, 96 * MIB)) as device:
+        run(*MAKE[kind], device.path)
+        place = folder / "mnt"
+        place.mkdir()
+        run(*MOUNT[kind], device.path, place)
+        try:
+            yield place
+        finally:
+            run("umount", place)
+
+
+@pytest.mark.parametrize("kind", sorted(MOUNT))
+def test_nights_on(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the full image is no longer needed, and comes back, in one way or the other."""
+    monkeypatch.setattr(consolidate, "_LEAST", 1)
+    monkeypatch.setattr(consolidate, "_SPARE", MIB)
+    with mounted(kind, tmp_path) as place:
+        work = place / "work"
+        work.mkdir()
+        small = SmallStore(work)
+        small.capture()
+        small.night(*range(12), size=CHUNK - 10)
+        small.night(1)
+        small.prune(Rules(last=1))
+        assert len(small.require_good()) == 1
+        small.now += DAY
+        report = small.prune(Rules(last=1))
+        assert report.notes == ()
+        assert report.freed > 11 * CHUNK
+        small.night(2)
+        assert len(small.require_good()) == 2
+
+
+def test_fat_gets_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel names a FAT file system in its table of mounts."""
+    fat = Mount(1, 1, "/", frozenset(), "vfat", "/dev/sdb1", frozenset(("rw",)))
+    monkeypatch.setattr(folder, "mount_of", lambda path, mounts: fat)
+    small = SmallStore(tmp_path)
+    assert small.store.part_size() == MAX_PART
+    first = small.capture()
+    assert [path.name for path in first.result.image.files] == [f"{first.image.name}.0001.last"]
+    second = small.night(1)
+    assert second.parent == first.image
+    small.prune(Rules(last=1))
+    states = {image.name: image.state for image in small.look().images}
+    assert states == {first.image.name: State.EXPIRED, second.image.name: State.COMPLETE}
+    assert (small.folder / f"{first.image.name}.0001.expired").exists()
+    small.require_good()
