@@ -12,8 +12,8 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,17 +26,20 @@ from imager.extents import Extents
 from imager.image.codec import ChunkEncoder
 from imager.image.format import (
     DEFAULT_CHUNK,
+    INCOMPATIBLE_INCREMENTAL,
     INCOMPATIBLE_PARTIAL,
     MAX_CHUNK,
     MIN_CHUNK,
 )
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
+from imager.image.parents import ParentReference
 from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image.writer import WrittenImage, require_room
 from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
+from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
 from imager.version import VERSION
 
@@ -72,6 +75,10 @@ class CaptureOptions:
     hash_name: str = "blake3"
     sector_size: int | None = None
     """Of a plain disk-image file, bytes; devices know theirs."""
+    parent: Path | None = None
+    """Store only what differs from this image, which gives chunk size and hash algorithm, too."""
+    distrusted: Extents = field(default_factory=Extents)
+    """Disk ranges in which the parent is known to be damaged: they are stored whole."""
 
     def __post_init__(self) -> None:
         """Check what argparse cannot."""
@@ -84,6 +91,8 @@ class CaptureOptions:
         thread_count(self.threads)
         if self.only and self.exclude:
             raise UsageError("--only and --exclude cannot be used together")
+        if self.distrusted and self.parent is None:
+            raise UsageError("without a parent image there is nothing to distrust")
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class CaptureResult:
     """A finished capture."""
 
     verdict: str
-    """`ok`, or `degraded` where sectors could not be read."""
+    """`ok`; `degraded` where sectors could not be read; `failed` where the parent has gone."""
     image: WrittenImage
     uuid: str
     layout: DiskLayout
@@ -104,6 +113,12 @@ class CaptureResult:
     resumed: int
     """Disk bytes taken over from an interrupted capture."""
     seconds: float
+    parent: ParentReference | None = None
+    """What the image refers to, if it is incremental."""
+    inherited: int = 0
+    """Disk bytes in chunks that are the parent's."""
+    parent_problem: str = ""
+    """Why the image cannot be read although it was written: its parent has gone meanwhile."""
     check: CheckResult | None = None
     """Of the image just written, if asked for."""
 
@@ -130,24 +145,33 @@ def capture(
 
     Raises RefusedError where the source is in use or the image would lie on it, ReadFailedError at
     an unreadable sector in use (unless asked to go on), WriteFailedError where the image cannot be
-    written; a `.partial` file then stays for `resume`.
+    written; a `.partial` file then stays for `resume`. With a parent also ImageError where that is
+    not complete or its structure is damaged, RefusedError where it does not fit.
+
+    That the parent is gone when all is written is no error but a result: `parent_problem`.
     """
     begun = time.monotonic()
-    with SourceDevice(Path(source), sector_size=options.sector_size) as device:
+    with (
+        SourceDevice(Path(source), sector_size=options.sector_size) as device,
+        _open_parent(options, progress) as parent,
+    ):
         busy = _check_source(device, image, options)
+        if parent is not None:
+            parent.require_fit(image, device.size, device.sector_size)
         analysis = _analyse(device, options, busy, progress)
-        head = _head(device, analysis, options, bool(busy))
+        head = _head(device, analysis, options, bool(busy), parent)
         require_room(head, analysis.used, options.split)
         with (
             _open_sink(image, options) as sink,
-            ImageFiller(device, analysis, head, sink, options, progress) as filler,
+            ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
         ):
             filler.fill(progress)
             unreadable = filler.unreadable()
             used = analysis.used.total
             written = filler.finish(_results(used, filler.zero, unreadable))
+        problem = parent.problem_now(written.files) if parent else ""
         result = CaptureResult(
-            verdict=_verdict(unreadable),
+            verdict="failed" if problem else _verdict(unreadable),
             image=written,
             uuid=str(uuid.UUID(bytes=filler.uuid)),
             layout=analysis.layout,
@@ -157,6 +181,9 @@ def capture(
             unreadable=unreadable,
             resumed=filler.resumed,
             seconds=time.monotonic() - begun,
+            parent=parent.reference if parent else None,
+            inherited=filler.inherited,
+            parent_problem=problem,
         )
     if options.verify and isinstance(image, Path):
         checked = check(image, threads=options.threads, progress=progress)
@@ -171,8 +198,11 @@ def preview(
 ) -> Preview:
     """What `capture` would store and why, and about how large the image would be.
 
-    Compresses a sample: 256 chunks evenly spread over those in use.
+    Compresses a sample: 256 chunks evenly spread over those in use. Always of a full image:
+    UsageError for one with a parent.
     """
+    if options.parent is not None:
+        raise UsageError("--dry-run says how large a full image would be: leave out --parent")
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
         busy = _check_source(device, None, options)
         analysis = _analyse(device, options, busy, progress)
@@ -209,6 +239,12 @@ def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
         yield sink
     finally:
         sink.close()
+
+
+def _open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
+    if options.parent is None:
+        return nullcontext()
+    return ParentImage(options.parent, options.distrusted, progress)
 
 
 _BUSY = "the disk was in use"
@@ -253,13 +289,20 @@ def _analyse(
     )
 
 
-def _head(device: SourceDevice, analysis: Analysis, options: CaptureOptions, busy: bool) -> Head:
+def _head(
+    device: SourceDevice,
+    analysis: Analysis,
+    options: CaptureOptions,
+    busy: bool,
+    parent: ParentImage | None,
+) -> Head:
+    partial = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
     return Head(
         disk_size=device.size,
-        chunk_size=options.chunk_size,
+        chunk_size=parent.head.chunk_size if parent else options.chunk_size,
         sector_size=device.sector_size,
         split=options.split is not None,
-        incompatible=INCOMPATIBLE_PARTIAL if analysis.excluded else 0,
+        incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
         facts={
             "created": _now(),
             "tool": f"imager {VERSION}",
@@ -269,7 +312,7 @@ def _head(device: SourceDevice, analysis: Analysis, options: CaptureOptions, bus
             "level": options.level,
             "consistency": "crash" if busy else "offline",
             "note": options.note,
-            "parents": [],
+            "parents": [parent.reference.to_json()] if parent else [],
             "layout": analysis.layout.to_json(),
             "table": _table_sectors(device, analysis.layout.table.extents),
         },

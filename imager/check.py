@@ -17,14 +17,16 @@ from imager.disk.source import SourceDevice
 from imager.errors import ImageError, ImagerError, ReadFailedError, VerifyError
 from imager.extents import Extents, ExtentsBuilder
 from imager.fitted import fitted_disk
+from imager.image.chain import Chain
 from imager.image.codec import ChunkDecoder
 from imager.image.coverage import Coverage
 from imager.image.format import ChunkKind, Entry, RangeKind
 from imager.image.hashing import ContentDigest
 from imager.image.head import Head
 from imager.image.index import Segment
+from imager.image.piece import Piece
 from imager.image.problems import Problem
-from imager.image.reader import Completeness, ImageReader, LostRange
+from imager.image.reader import Completeness, LostRange
 from imager.layout.model import DiskLayout
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
 
@@ -86,6 +88,7 @@ class Batch(NamedTuple):
     """Entries for one thread, each with the disk range that it covers."""
 
     placed: list[tuple[int, int, Entry]]
+    piece: Piece
 
 
 def layout_of(head: Head) -> DiskLayout:
@@ -101,14 +104,16 @@ def layout_of(head: Head) -> DiskLayout:
     return layout
 
 
-def batches(segment: Segment, chunk_size: int, within: tuple[int, int]) -> Iterator[Batch]:
-    """The entries of `segment` that touch the disk range `within`, in handy numbers."""
+def batches(piece: Piece, chunk_size: int, within: tuple[int, int]) -> Iterator[Batch]:
+    """The entries of `piece` that touch the disk range `within`, in handy numbers."""
     placed = [
-        item for item in segment.placed(chunk_size) if item[0] < within[1] and item[1] > within[0]
+        item
+        for item in piece.segment.placed(chunk_size)
+        if item[0] < within[1] and item[1] > within[0]
     ]
     count = max(1, min(BATCH, BATCH_BYTES // chunk_size))
     for first in range(0, len(placed), count):
-        yield Batch(placed[first : first + count])
+        yield Batch(placed[first : first + count], piece)
 
 
 def check(
@@ -121,13 +126,15 @@ def check(
 ) -> CheckResult:
     """Check the image at `path`; with `quick` its structure only; `against` a disk too.
 
+    Of an incremental image's ancestors everything is looked at that it needs, and nothing else.
     `within` limits the decoding to chunks that touch this range of the disk, bytes.
 
     Raises ImageError only where nothing of the image can be read at all; damage is in the result.
     """
     begun = time.monotonic()
-    with ImageReader(path) as image:
-        checker = _Checker(image, quick, within, threads, progress)
+    with Chain(path) as chain:
+        image = chain.image
+        checker = _Checker(chain, quick, within, threads, progress)
         if against is None:
             checker.run(None)
         else:
@@ -156,18 +163,21 @@ def check(
 class _Checker:
     def __init__(
         self,
-        image: ImageReader,
+        chain: Chain,
         quick: bool,
         within: tuple[int, int] | None,
         threads: int | None,
         progress: Progress,
     ) -> None:
-        self._image = image
+        self._chain = chain
+        self._image = image = chain.image
         self._quick = quick
         self._within = within or (0, image.head.disk_size)
         self._threads = thread_count(threads)
         self._progress = progress
         self._decoder = ChunkDecoder(image.algorithm, image.head.chunk_size)
+        # Of a chain the disk is gone through, of a full image the file.
+        self._size = image.head.disk_size if image.head.incremental else image.file.size
         # Apart, so that each comes in disk order: segments are looked at ahead of chunks.
         self._lost_segments = ExtentsBuilder()
         self._lost_chunks = ExtentsBuilder()
@@ -187,20 +197,22 @@ class _Checker:
         def work() -> Iterator[Batch]:
             nonlocal complete
             coverage.begin()
-            for segment in image.segments(both=True):
-                if isinstance(segment, LostRange):
+            for piece in self._pieces(coverage):
+                if isinstance(piece, LostRange):
                     complete = False
-                    self._lose(self._lost_segments, segment.start, segment.end)
-                    coverage.lose()
+                    self._lose(self._lost_segments, piece.start, piece.end)
+                    if piece.reason:
+                        image.problems.add(piece.reason, piece.start, piece.end)
                     continue
-                coverage.segment(segment)
-                for start, end in segment.map(RangeKind.UNREADABLE):
+                for start, end in piece.segment.map(RangeKind.UNREADABLE):
                     self.unreadable.add(start, end)
-                for entry in segment.entries:
+                for entry in piece.segment.entries:
                     digest.add(entry.content_hash, entry.chunks)
-                yield from batches(segment, image.head.chunk_size, self._within)
+                yield from batches(piece, image.head.chunk_size, self._within)
 
         layout = None
+        if self._chain.broken:
+            image.problems.add(self._chain.broken)
         try:
             layout = layout_of(image.head)
         except ImageError as error:
@@ -210,12 +222,22 @@ class _Checker:
                 image.problems.add(*problem)
                 if problem.start is not None and problem.end is not None:
                     self._lose(self._lost_chunks, problem.start, problem.end)
-            self._progress("check", min(done, image.file.size), image.file.size)
+            self._progress("check", done, self._size)
         coverage.finish()
         if complete and image.footer and digest.result() != image.footer.content_digest:
             image.problems.add("the content digest differs from the chunks' hashes")
         if device is not None:
             self._compare(device, layout)
+
+    def _pieces(self, coverage: Coverage) -> Iterator[Piece | LostRange]:
+        """The whole disk, while `coverage` follows the image itself."""
+        for segment in self._image.segments(both=True):
+            if isinstance(segment, LostRange):
+                coverage.lose()
+                yield segment
+            else:
+                coverage.segment(segment)
+                yield from self._chain.expand(segment)
 
     def _lose(self, lost: ExtentsBuilder, start: int, end: int) -> None:
         lost.add(max(start, self._within[0]), min(end, self._within[1]))
@@ -223,19 +245,21 @@ class _Checker:
     def _check_batch(self, batch: Batch) -> tuple[int, list[Problem]]:
         problems = []
         if not self._quick:
-            frames = self._image.read_frames([entry for _, _, entry in batch.placed])
+            frames = batch.piece.read_frames([entry for _, _, entry in batch.placed])
             for frame, (start, end, entry) in zip(frames, batch.placed, strict=True):
                 try:
                     if isinstance(frame, ImagerError):
                         raise frame
-                    self._decoder.decode(frame, entry, end - start)
+                    self._decoder.decode(frame, entry, end - start, batch.piece.read_base)
                 except (ImageError, ReadFailedError) as error:
                     if self._decoder.proves_zeros(entry, end - start):
                         problems.append(Problem(f"zeros at {start} (nothing is lost): {error}"))
                     else:
                         problems.append(Problem(f"chunk at {start}: {error}", start, end))
-        last = batch.placed[-1][2]
-        return last.offset + last.stored_size, problems
+        _, end, last = batch.placed[-1]
+        if self._chain.head.incremental:
+            return end, problems
+        return min(last.offset + last.stored_size, self._size), problems
 
     def _compare(self, device: SourceDevice, layout: DiskLayout | None) -> None:
         """Read the disk where the image holds it, and compare the chunks' hashes."""
@@ -258,13 +282,13 @@ class _Checker:
 
     def _stored_runs(self) -> Iterator[tuple[ChunkRun, Entry]]:
         """Chunks of the disk of which the image holds something."""
-        image = self._image
-        for segment in image.segments():
-            if isinstance(segment, LostRange):
+        chunk_size = self._image.head.chunk_size
+        for piece in self._chain.pieces():
+            if isinstance(piece, LostRange):
                 continue
-            held = stored_ranges(segment)
-            for start, end, entry in segment.placed(image.head.chunk_size):
-                for run in chunk_runs(held, start, end, image.head.chunk_size):
+            held = stored_ranges(piece.segment)
+            for start, end, entry in piece.segment.placed(chunk_size):
+                for run in chunk_runs(held, start, end, chunk_size):
                     if run.used:
                         yield run, entry
 

@@ -61,6 +61,7 @@ class ChunkReader:
     ) -> None:
         """Read by `readinto`; with `salvage` go on past errors."""
         self._readinto = readinto
+        self.chunk_size = chunk_size
         self._zeros = bytes(chunk_size)
         self._salvage = salvage
         self._local = threading.local()

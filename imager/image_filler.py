@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.source import SourceDevice
 from imager.extents import Extents, ExtentsBuilder
 from imager.image.codec import ChunkEncoder
-from imager.image.format import MAX_ZERO_RUN, SEGMENT_RANGES
+from imager.image.format import Base
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
 from imager.image.sink import FileSink, Sink
 from imager.image.writer import ImageWriter, WrittenImage
 from imager.layout.analyse import Analysis
+from imager.parent_image import ParentCursor, ParentImage
 from imager.pipeline import Progress, ordered_map, thread_count
 from imager.resume import CapturePlan, find_remains
+from imager.zero_runs import ZeroRuns
 
 
 class Settings(Protocol):
@@ -43,6 +46,14 @@ class Settings(Protocol):
         """See `hashing`."""
 
 
+class _Work(NamedTuple):
+    """What a thread gets."""
+
+    run: ChunkRun
+    parent_hash: bytes | None
+    """Content hash of the parent's chunk, or of each of its chunks, there; None without one."""
+
+
 class _Encoded(NamedTuple):
     """A chunk run as a thread hands it back; `frame` is None where all is zero."""
 
@@ -51,18 +62,14 @@ class _Encoded(NamedTuple):
     content_hash: bytes
     frame_hash: bytes
     unreadable: list[tuple[int, int]]
+    unchanged: bool = False
+    """The parent has the same; then there is no frame either."""
+    base: Base | None = None
+    """What the frame needs as dictionary."""
 
 
-_ZERO_UNIT = 1 << 25
-"""Longer runs of zeros are cut to a multiple of this (bytes)."""
-
-
-class _PendingZeros(NamedTuple):
-    """A run of zeros not yet written, which the next chunks may lengthen."""
-
-    start: int
-    end: int
-    unreadable: list[tuple[int, int]]
+_GOOD_DELTA = 32
+"""A delta this many times smaller than its chunk is taken without trying anything else."""
 
 
 class ImageFiller:
@@ -76,12 +83,16 @@ class ImageFiller:
         sink: Sink,
         settings: Settings,
         progress: Progress,
+        parent: ParentImage | None = None,
     ) -> None:
         """Write the image's beginning to `sink`, or take up what an interrupted capture left."""
         self._device = device
+        self._parent = parent
         self._used = analysis.used - analysis.excluded
         unused = self._used.complement(0, device.size) - analysis.excluded
-        self._algorithm = hash_algorithm(settings.hash_name)
+        if parent is not None:
+            parent.compare_maps(unused, analysis.excluded)
+        self._algorithm = parent.algorithm if parent else hash_algorithm(settings.hash_name)
         self._encoder = ChunkEncoder(self._algorithm, settings.level, head.chunk_size)
         salvage = Salvage(device.reread_sector, device.sector_size)
         self._reader = ChunkReader(
@@ -92,7 +103,7 @@ class ImageFiller:
         self._threads = thread_count(settings.threads)
         remains = None
         if settings.resume and isinstance(sink, FileSink):
-            plan = CapturePlan(head, self._used, unused, analysis.excluded)
+            plan = CapturePlan(head, self._used, unused, analysis.excluded, parent)
             remains = find_remains(
                 sink, plan, self._reader, self._algorithm, self._threads, progress
             )
@@ -102,18 +113,18 @@ class ImageFiller:
             sink, self._head, self.uuid, self._algorithm, unused, analysis.excluded
         )
         if remains and isinstance(sink, FileSink):
-            self._writer.take_up(remains.part_starts, remains.segments())
+            self._writer.take_up(remains.part_starts, remains.segments(), remains.inherited)
             remains.close()
             sink.truncate(self._writer.size)
         else:
             self._writer.begin()
         self.resumed = self._writer.position
         """Disk bytes taken over from an interrupted capture."""
-        self.zero = remains.zero if remains else 0
-        """Disk bytes in chunks that are all zero, so far."""
+        self._zeros = ZeroRuns(self._writer, self._encoder, self._head.chunk_size)
+        self._zeros_before = remains.zero if remains else 0
+        self.inherited = remains.inherited_bytes if remains else 0
+        """Disk bytes in chunks that are the parent's, so far."""
         self._unreadable = ExtentsBuilder()
-        self._zero_hashes: dict[int, bytes] = {}
-        self._pending_zeros: _PendingZeros | None = None
 
     def __enter__(self) -> ImageFiller:
         return self
@@ -127,19 +138,23 @@ class ImageFiller:
         start = self._writer.position
         done = self._used.clip(0, start).total
         progress("capture", done, total)
-        runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
-        for encoded in ordered_map(self._encode, runs, self._threads):
-            if encoded.frame is None:
-                self._add_zeros(encoded)
+        for encoded in ordered_map(self._encode, self._work(start), self._threads):
+            if encoded.unchanged:
+                self._add_parents(encoded)
+            elif encoded.frame is None:
+                self._zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
             else:
-                self._flush_zeros()
-                self._writer.add_unreadable(encoded.unreadable)
-                self._writer.add_data(encoded.frame, encoded.content_hash, encoded.frame_hash)
+                self._add_frame(encoded, encoded.frame)
             for start, end in encoded.unreadable:
                 self._unreadable.add(start, end)
             done += encoded.run.used.total
             progress("capture", done, total)
-        self._flush_zeros()
+        self._zeros.flush()
+
+    @property
+    def zero(self) -> int:
+        """Disk bytes in chunks that are all zero, so far."""
+        return self._zeros_before + self._zeros.written
 
     def unreadable(self) -> Extents:
         """What the device did not give; once, when all is stored."""
@@ -149,52 +164,84 @@ class ImageFiller:
         """Write the image's end with these facts for the manifest, and make it durable."""
         return self._writer.finish(results)
 
-    def _encode(self, run: ChunkRun) -> _Encoded:
+    def _work(self, start: int) -> Iterator[_Work]:
+        """The disk from `start` on; a run without anything in use is cut as the parent's are."""
+        runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
+        if self._parent is None:
+            for run in runs:
+                yield _Work(run, None)
+            return
+        cursor = ParentCursor(self._parent, start)
+        for run in runs:
+            for low, high, parent_hash in cursor.covering(run.start, run.end):
+                yield _Work(ChunkRun(low, high, run.used), parent_hash)
+
+    def _encode(self, work: _Work) -> _Encoded:
         """Read and compress one chunk, in a thread."""
+        run, parent_hash = work
         if not run.used:
-            return _Encoded(run, None, b"", b"", [])
+            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+                run.end - run.start
+            )
+            return _Encoded(run, None, parent_hash or b"", b"", [], same)
         chunk, unreadable = self._reader.read(run)
         if self._encoder.is_zero(chunk):
-            return _Encoded(run, None, b"", b"", unreadable)
-        frame = self._encoder.encode(chunk)
+            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+                run.end - run.start
+            )
+            return _Encoded(run, None, parent_hash or b"", b"", unreadable, same)
+        content_hash = self._algorithm.digest(chunk)
+        if content_hash == parent_hash:
+            return _Encoded(run, None, content_hash, b"", unreadable, True)
+        frame, base = self._compress(run, chunk, parent_hash)
         return _Encoded(
             run,
             frame,
-            self._algorithm.digest(chunk),
+            content_hash,
             self._algorithm.frame_digest(frame),
             unreadable,
+            base=base,
         )
 
-    def _add_zeros(self, encoded: _Encoded) -> None:
-        """Let runs of zeros grow together, up to what one frame may hold."""
-        pending = self._pending_zeros or _PendingZeros(encoded.run.start, encoded.run.start, [])
-        self._pending_zeros = _PendingZeros(
-            pending.start, encoded.run.end, [*pending.unreadable, *encoded.unreadable]
+    def _compress(
+        self, run: ChunkRun, chunk: bytearray, parent_hash: bytes | None
+    ) -> tuple[bytes, Base | None]:
+        """The chunk as a delta, or whole where that is hardly larger: it is read faster."""
+        content = None
+        if (
+            self._parent
+            and parent_hash is not None
+            and parent_hash != self._zeros.content_hash(run.end - run.start)
+        ):
+            content = self._parent.read_base(run.start, parent_hash)
+        if self._parent is None or parent_hash is None or content is None:
+            return self._encoder.encode(chunk), None
+        delta = self._encoder.encode_delta(chunk, content)
+        base = self._parent.base(run.start, run.end, parent_hash)
+        if len(delta) * _GOOD_DELTA <= len(chunk):
+            return delta, base
+        whole = self._encoder.encode(chunk)
+        return (delta, base) if len(delta) < len(whole) * 7 // 8 else (whole, None)
+
+    def _add_frame(self, encoded: _Encoded, frame: bytes) -> None:
+        self._zeros.flush()
+        self._writer.add_unreadable(encoded.unreadable)
+        if encoded.base is None:
+            self._writer.add_data(frame, encoded.content_hash, encoded.frame_hash)
+        else:
+            self._writer.add_delta(frame, encoded.content_hash, encoded.frame_hash, encoded.base)
+
+    def _add_parents(self, encoded: _Encoded) -> None:
+        """Refer to the parent; its maps count there, if they are the same."""
+        run = encoded.run
+        self._zeros.flush()
+        own = bool(
+            self._parent and self._parent.maps_differ(run.start, run.end, encoded.unreadable)
         )
-        while (pending := self._pending_zeros) and pending.end - pending.start > MAX_ZERO_RUN:
-            self._write_zeros(pending, pending.start + MAX_ZERO_RUN)
-        if pending:
-            ranges = self._writer.count_ranges(pending.start, pending.end)
-            if ranges + len(pending.unreadable) >= SEGMENT_RANGES:
-                self._flush_zeros()
-
-    def _flush_zeros(self) -> None:
-        while pending := self._pending_zeros:
-            size = pending.end - pending.start
-            # Few different lengths make few different frames, and each is compressed, and later
-            # proved by whoever checks, only once. A shorter last chunk has its own content hash.
-            unit = _ZERO_UNIT if size >= _ZERO_UNIT else min(self._head.chunk_size, size)
-            self._write_zeros(pending, pending.start + size // unit * unit)
-
-    def _write_zeros(self, pending: _PendingZeros, end: int) -> None:
-        """Write the first pending zeros, up to disk byte `end`."""
-        size = end - pending.start
-        chunk_size = min(self._head.chunk_size, size)
-        if chunk_size not in self._zero_hashes:
-            self._zero_hashes[chunk_size] = self._algorithm.digest(bytes(chunk_size))
-        frame, frame_hash = self._encoder.zero_run(size)
-        self._writer.add_unreadable(pair for pair in pending.unreadable if pair[0] < end)
-        self._writer.add_zeros(size // chunk_size, frame, self._zero_hashes[chunk_size], frame_hash)
-        self.zero += size
-        rest = [pair for pair in pending.unreadable if pair[0] >= end]
-        self._pending_zeros = _PendingZeros(end, pending.end, rest) if end < pending.end else None
+        if own:
+            self._writer.add_unreadable(encoded.unreadable)
+        size = run.end - run.start
+        self._writer.add_parents(encoded.content_hash, -(-size // self._head.chunk_size), own)
+        self.inherited += size
+        if encoded.content_hash == self._zeros.content_hash(run.end - run.start):
+            self._zeros_before += size

@@ -7,6 +7,7 @@ should hold is read and hashed too. The first difference ends what is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from imager.chunks import ChunkReader, ChunkRun, chunk_runs
@@ -24,11 +25,13 @@ from imager.image.format import (
 )
 from imager.image.hashing import HashAlgorithm
 from imager.image.head import Head
-from imager.image.index import Segment
+from imager.image.index import Segment, inherits_maps
 from imager.image.opening import UNFINISHED, guard_opening
+from imager.image.parents import ParentReference
 from imager.image.reader import ImageReader, LostRange
 from imager.image.records import OVERHEAD, encode_record
 from imager.image.sink import FileSink
+from imager.parent_image import ParentImage
 from imager.pipeline import Progress, ordered_map
 
 
@@ -39,6 +42,7 @@ class CapturePlan(NamedTuple):
     used: Extents
     unused: Extents
     excluded: Extents
+    parent: ParentImage | None
 
 
 class Remains:
@@ -63,6 +67,8 @@ class Remains:
         self.part_starts = tuple(partial.file.starts)
         self.zero = 0
         """Disk bytes in chunks of the segments yielded so far that are all zero."""
+        self.inherited_bytes = 0
+        """Disk bytes in chunks of the segments yielded so far that are the parent's."""
 
     def segments(self) -> Iterator[Segment]:
         """The first segments that are intact, without gaps, and still what the disk holds.
@@ -73,16 +79,20 @@ class Remains:
             for segment in _kept(
                 self._partial, self._plan, self._reader, self._threads, self._progress
             ):
-                self.zero += sum(
-                    end - start
-                    for start, end, entry in segment.placed(self.head.chunk_size)
-                    if entry.kind == ChunkKind.ZERO
-                )
+                for start, end, entry in segment.placed(self.head.chunk_size):
+                    if entry.kind == ChunkKind.ZERO:
+                        self.zero += end - start
+                    elif entry.kind == ChunkKind.PARENT:
+                        self.inherited_bytes += end - start
                 yield segment
         except UnsupportedImageError:
             raise
         except ImageError:
             return  # damaged from here on
+
+    def inherited(self, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+        """The content hashes of the parent's chunks in a disk range that a kept segment refers to."""
+        return iter(()) if self._plan.parent is None else self._plan.parent.hashes(start, end)
 
     def close(self) -> None:
         """Close what was left."""
@@ -122,8 +132,8 @@ def find_remains(
     return None
 
 
-_VOLATILE = ("created", "tool", "host", "note", "source")
-"""Facts of a head that may differ between two runs of the same capture."""
+_VOLATILE = ("created", "tool", "host", "note", "source", "parents")
+"""Facts of a head that may differ between two runs of the same capture, or are compared apart."""
 _IDENTITY = ("model", "serial", "wwn")
 
 
@@ -137,7 +147,15 @@ def _same_capture(old: Head, new: Head) -> bool:
         facts["identity"] = [source.get(key) for key in _IDENTITY]
         for key in _VOLATILE:
             facts.pop(key, None)
-    return old_facts == new_facts and old.incompatible == new.incompatible
+    same_parents = [_lasting(parent) for parent in old.parents] == [
+        _lasting(parent) for parent in new.parents
+    ]
+    return same_parents and old_facts == new_facts and old.incompatible == new.incompatible
+
+
+def _lasting(parent: ParentReference) -> ParentReference:
+    """A reference without what its image happens to be called."""
+    return replace(parent, file="")
 
 
 def _kept(
@@ -150,33 +168,62 @@ def _kept(
 
     def holds(placed: tuple[int, int, Entry]) -> bool:
         start, end, entry = placed
-        frame = partial.file.read(entry.offset, entry.stored_size)
-        if partial.algorithm.frame_digest(frame) != entry.frame_hash:
-            return False
+        if entry.kind != ChunkKind.PARENT:
+            frame = partial.file.read(entry.offset, entry.stored_size)
+            if partial.algorithm.frame_digest(frame) != entry.frame_hash:
+                return False
         runs = chunk_runs(plan.used, start, end, partial.head.chunk_size)
         return all(_same_content(run, entry, reader, partial.algorithm) for run in runs)
 
     for segment, item in zip(partial.segments(), partial.items(), strict=False):
         if isinstance(segment, LostRange) or segment.map(RangeKind.UNREADABLE):
             return
-        for kind, extents in (
-            (RangeKind.UNUSED, plan.unused),
-            (RangeKind.EXCLUDED, plan.excluded),
-        ):
-            if segment.map(kind) != extents.clip(segment.start, segment.end):
-                return
-        if not cursor.passes(segment, item):
+        if not _same_maps(segment, plan) or not cursor.passes(segment, item):
             return
-        placed = segment.placed(partial.head.chunk_size)
-        if not all(ordered_map(holds, placed, threads)):
+        if not all(ordered_map(holds, _chunks(segment, plan), threads)):
             return
         progress("resume", plan.used.clip(0, segment.end).total, plan.used.total)
         yield segment
 
 
+def _same_maps(segment: Segment, plan: CapturePlan) -> bool:
+    """Whether all is still in use that was, in the segment's own maps and in those it inherits."""
+    inherited = Extents.of(
+        (start, end)
+        for start, end, entry in segment.placed(plan.head.chunk_size)
+        if inherits_maps(entry)
+    )
+    if plan.parent and any(plan.parent.maps_differ(start, end, []) for start, end in inherited):
+        return False
+    return all(
+        segment.map(kind) == extents.clip(segment.start, segment.end) - inherited
+        for kind, extents in (
+            (RangeKind.UNUSED, plan.unused),
+            (RangeKind.EXCLUDED, plan.excluded),
+        )
+    )
+
+
+def _chunks(segment: Segment, plan: CapturePlan) -> Iterator[tuple[int, int, Entry]]:
+    """The segment's entries, runs of the parent's chunks taken apart; ImageError where it has none."""
+    for start, end, entry in segment.placed(plan.head.chunk_size):
+        if entry.kind != ChunkKind.PARENT:
+            yield start, end, entry
+        elif plan.parent is None:
+            raise ImageError("there is no parent image")
+        else:
+            for content_hash, chunks in plan.parent.hashes(start, end):
+                stop = min(start + chunks * plan.head.chunk_size, end)
+                yield start, stop, entry._replace(chunks=chunks, content_hash=content_hash)
+                start = stop
+
+
 def _same_content(
     run: ChunkRun, entry: Entry, reader: ChunkReader, algorithm: HashAlgorithm
 ) -> bool:
+    if not run.used and entry.kind == ChunkKind.PARENT:
+        zeros = bytes(min(run.end - run.start, reader.chunk_size))
+        return algorithm.digest(zeros) == entry.content_hash
     if not run.used:
         return entry.kind == ChunkKind.ZERO
     chunk, unreadable = reader.read(run)

@@ -23,7 +23,8 @@ from imager.extents import Extents, ExtentsBuilder
 from imager.image.codec import ChunkDecoder
 from imager.image.format import ChunkKind, Entry, RangeKind
 from imager.image.index import Segment
-from imager.image.origin import FrameReader, Origin
+from imager.image.origin import Origin
+from imager.image.piece import Piece
 from imager.image.reader import LostRange
 from imager.pipeline import Progress, ordered_map
 
@@ -53,7 +54,7 @@ class _Work(NamedTuple):
 
     batch: Batch
     ranges: _Ranges
-    read_frames: FrameReader
+    piece: Piece
 
 
 class Counts:
@@ -128,17 +129,17 @@ class TargetWriter:
         unreadable = ExtentsBuilder()
 
         def work() -> Iterator[_Work]:
-            for segment, read_frames in self._origin.segments():
-                if isinstance(segment, LostRange):
-                    error = ImageError("a segment is lost")
-                    self._lose(lost_segments, segment.start, segment.end, error)
+            for piece in self._origin.pieces():
+                if isinstance(piece, LostRange):
+                    error = ImageError(piece.reason or "a segment is lost")
+                    self._lose(lost_segments, piece.start, piece.end, error)
                     continue
-                ranges = self._ranges(segment)
+                ranges = self._ranges(piece.segment)
                 self._discard(ranges.free)
-                for start, end in segment.map(RangeKind.UNREADABLE).clip(*self._span):
+                for start, end in piece.segment.map(RangeKind.UNREADABLE).clip(*self._span):
                     unreadable.add(start, end)
-                for batch in batches(segment, self._origin.head.chunk_size, self._span):
-                    yield _Work(batch, ranges, read_frames)
+                for batch in batches(piece, self._origin.head.chunk_size, self._span):
+                    yield _Work(batch, ranges, piece)
 
         for done, failed in ordered_map(self._write_batch, work(), self._threads):
             for start, end, error in failed:
@@ -218,13 +219,13 @@ class TargetWriter:
     def _write_batch(self, work: _Work) -> tuple[int, list[tuple[int, int, Exception]]]:
         """Decode and write some chunks, in a thread; returns how far, and what is damaged."""
         failed: list[tuple[int, int, Exception]] = []
-        frames = work.read_frames([entry for _, _, entry in work.batch.placed])
+        frames = work.piece.read_frames([entry for _, _, entry in work.batch.placed])
         for frame, (start, end, entry) in zip(frames, work.batch.placed, strict=True):
             view: memoryview | None = None
             try:
                 if isinstance(frame, ImagerError):
                     raise frame
-                view = self._decoder.decode(frame, entry, end - start)
+                view = self._decoder.decode(frame, entry, end - start, work.piece.read_base)
             except (ImageError, ReadFailedError) as error:
                 if not self._decoder.proves_zeros(entry, end - start):
                     failed.append((start, end, error))

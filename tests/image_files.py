@@ -34,7 +34,7 @@ UUID = bytes(range(16))
 class Disk:
     """A disk's content, and what an image is to say of it."""
 
-    content: bytes
+    content: bytes = field(repr=False)
     unused: Extents = field(default_factory=Extents)
     excluded: Extents = field(default_factory=Extents)
     unreadable: Extents = field(default_factory=Extents)

@@ -19,7 +19,7 @@ EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
-_COMMANDS = ("devices", "capture", "check", "info", "restore")
+_COMMANDS = ("devices", "capture", "check", "info", "diff", "restore", "export")
 
 _EPILOG = """\
 A first backup and its way back:

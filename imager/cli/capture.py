@@ -11,8 +11,8 @@ from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview
 from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.layout import layout_lines, volumes_hit
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_duration, format_size, size_argument
-from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
+from imager.cli.text import format_duration, format_size, printable, size_argument
+from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
 
@@ -24,6 +24,7 @@ examples:
   imager capture --split 4G /dev/sda /mnt/fat/sda    parts for a FAT32 stick
   imager capture --exclude 3 /dev/sda sda.img        without partition 3
   imager capture --resume /dev/sda sda.img           go on after a crash
+  imager capture --parent mon.img /dev/sda tue.img   only what differs from mon.img
   imager capture /dev/sda - | ssh nas 'cat > sda.img'
 """
 
@@ -81,6 +82,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SIZE",
         help="write parts IMAGE.0001 and so on of at most SIZE, 64MiB to 4GiB",
     )
+    parser.add_argument(
+        "--parent",
+        type=Path,
+        metavar="IMAGE",
+        help="store only what differs from this image of the same disk, which lies in the same "
+        "folder and must be kept; it also gives the chunk size",
+    )
     parser.add_argument("--note", default="", help="a line to be kept in the image")
     parser.add_argument(
         "--dry-run",
@@ -130,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
         verify=arguments.verify,
         crash_consistent=arguments.consistency == "crash",
         sector_size=arguments.sector_size,
+        parent=arguments.parent,
     )
     if arguments.dry_run:
         with ProgressDisplay(arguments.quiet) as progress:
@@ -148,6 +157,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(_result_json(result), indent=2), file=out)
     elif not arguments.quiet:
         print("\n".join(_result_lines(result)), file=out)
+    if result.parent_problem:
+        raise ImageError(f"the image was written, but cannot be read: {result.parent_problem}")
     if result.check is not None:
         result.check.require_good()
     return EXIT_DEGRADED if result.verdict == "degraded" else EXIT_OK
@@ -169,6 +180,10 @@ def _result_lines(result: CaptureResult) -> list[str]:
             f"and are zeros in the image: {hit}"
         )
         lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    if result.parent is not None:
+        lines.append(
+            f"{format_size(result.inherited)} of the disk are as in {printable(result.parent.file)}"
+        )
     names = ", ".join(str(path) for path in result.image.files) or "standard output"
     lines.append(
         f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "
@@ -192,6 +207,9 @@ def _result_json(result: CaptureResult) -> dict[str, object]:
         "zero": result.zero,
         "unreadable": [list(pair) for pair in result.unreadable],
         "resumed": result.resumed,
+        "parent": result.parent.to_json() if result.parent else None,
+        "inherited": result.inherited,
+        "parent_problem": result.parent_problem or None,
         "seconds": round(result.seconds, 3),
         "check": result.check.verdict if result.check else None,
         "layout": result.layout.to_json(),

@@ -16,9 +16,9 @@ from imager.cli.layout import layout_lines
 from imager.cli.text import format_age, format_size, printable, say
 from imager.disk.identity import Identity
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError
+from imager.image.chain import Chain
 from imager.image.format import INCOMPATIBLE_PARTIAL, ChunkKind, RangeKind
-from imager.image.index import Segment
-from imager.image.reader import Completeness, ImageReader
+from imager.image.reader import Completeness, ImageReader, LostRange
 
 _EPILOG = """\
 examples:
@@ -46,23 +46,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    with ImageReader(arguments.image) as image:
+    with Chain(arguments.image) as chain:
+        image = chain.image
         if arguments.json:
-            print(json.dumps(_facts(image), indent=2))
+            print(json.dumps(_facts(chain), indent=2))
         elif not arguments.quiet:
-            for line in _lines(image):
+            for line in _lines(chain):
                 say(line)
             if arguments.map:
-                for line in _map_lines(image):
+                for line in _map_lines(chain):
                     say(line)
-        if image.completeness is not Completeness.COMPLETE:
+        if image.completeness is not Completeness.COMPLETE or chain.broken:
             return ImageError.exit_code
         if image.manifest is not None and image.manifest.verdict == "degraded":
             return EXIT_DEGRADED
         return EXIT_OK
 
 
-def _facts(image: ImageReader) -> dict[str, object]:
+def _facts(chain: Chain) -> dict[str, object]:
+    image = chain.image
     return {
         "image": str(image.file.path),
         "files": [str(path) for path in image.file.paths],
@@ -72,12 +74,25 @@ def _facts(image: ImageReader) -> dict[str, object]:
         "completeness": image.completeness.value,
         "problems": [problem.message for problem in image.problems],
         "content_digest": image.footer.content_digest.hex() if image.footer else None,
+        "chain": [_link(each) for each in chain.images[1:]],
+        "broken": chain.broken or None,
         "head": image.head.to_json(),
         "manifest": dict(image.manifest.facts) if image.manifest else None,
     }
 
 
-def _lines(image: ImageReader) -> Iterator[str]:
+def _link(image: ImageReader) -> dict[str, object]:
+    """An image that is needed to read another one."""
+    return {
+        "image": str(image.file.path),
+        "uuid": str(uuid.UUID(bytes=image.uuid)),
+        "created": image.head.facts.get("created"),
+        "image_size": image.file.size,
+    }
+
+
+def _lines(chain: Chain) -> Iterator[str]:
+    image = chain.image
     facts = image.head.facts
     host = _mapping(facts.get("host"))
     yield f"image      {image.file.path} ({_size_of(image)})"
@@ -89,16 +104,33 @@ def _lines(image: ImageReader) -> Iterator[str]:
     if facts.get("note"):
         yield f"note       {_text(facts, 'note')}"
     yield f"disk       {_disk(facts)}, {image.head.disk_size} bytes"
+    yield from _chain_lines(chain)
     for number, line in enumerate(layout_lines(layout_of(image.head))):
         yield ("layout     " if number == 0 else "         ") + line
-    yield f"verdict    {_verdict(image)}"
+    yield f"verdict    {f'failed: {chain.broken}' if chain.broken else _verdict(image)}"
     for problem in image.problems:
         yield f"damage     {problem.message}"
     if image.completeness is Completeness.COMPLETE:
         yield from _without_imager(image)
 
 
+_SHOWN = 5
+"""Ancestors that are listed."""
+
+
+def _chain_lines(chain: Chain) -> Iterator[str]:
+    """The images that an incremental one needs."""
+    for number, image in enumerate(chain.images[1 : _SHOWN + 1]):
+        size = format_size(image.file.size)
+        yield f"{'needs' if number == 0 else '':10} {image.file.path.name}, {_when(image.head.facts)}, {size}"
+    if len(chain.images) > _SHOWN + 1:
+        yield f"{'':10} and {len(chain.images) - _SHOWN - 1} more"
+
+
 def _without_imager(image: ImageReader) -> Iterator[str]:
+    if image.head.incremental:
+        yield "without    needs its parents: imager restore, or imager export, which makes a full image"
+        return
     if image.head.incompatible & INCOMPATIBLE_PARTIAL:
         yield "without    not a whole disk: needs imager restore"
         return
@@ -154,8 +186,9 @@ _LEGEND = "# used   0 zero   . unused   x left out   ! unreadable   ? lost"
 _PRIORITY = "?!#0x."
 
 
-def _map_lines(image: ImageReader) -> Iterator[str]:
+def _map_lines(chain: Chain) -> Iterator[str]:
     """The disk as a grid of letters, each for an equal share; the most telling kind wins."""
+    image = chain.image
     columns = max(20, min(shutil.get_terminal_size().columns - 20, 100))
     cells = columns * 16
     share = max(-(-image.head.disk_size // cells), image.head.sector_size)
@@ -166,10 +199,11 @@ def _map_lines(image: ImageReader) -> Iterator[str]:
             if _PRIORITY.index(letter) < _PRIORITY.index(chr(grid[cell])):
                 grid[cell] = ord(letter)
 
-    for segment in image.segments():
-        if not isinstance(segment, Segment):
-            paint("?", segment.start, segment.end)
+    for piece in chain.pieces():
+        if isinstance(piece, LostRange):
+            paint("?", piece.start, piece.end)
             continue
+        segment = piece.segment
         absent = segment.map(RangeKind.UNUSED) | segment.map(RangeKind.EXCLUDED)
         held = absent.complement(segment.start, segment.end)
         for start, end, entry in segment.placed(image.head.chunk_size):

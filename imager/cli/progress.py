@@ -21,6 +21,9 @@ _WORDS = {
     "sample": "Sampling",
     "check": "Checking",
     "compare": "Comparing with the disk",
+    "survey": "Going through the image",
+    "export": "Exporting",
+    "diff": "Comparing the images",
     "write": "Writing",
     "read back": "Reading back",
 }

@@ -61,7 +61,7 @@ class AppendFile:
         self._wait()
         # The end is no multiple of a sector.
         self._go_through_cache()
-        _write_all(self.fd, self._buffers[0][: self.size - self._start], self._start)
+        write_all(self.fd, self._buffers[0][: self.size - self._start], self._start)
         self._write_back.finish()
         self._let_go()
 
@@ -74,7 +74,7 @@ class AppendFile:
     def overwrite(self, offset: int, data: bytes) -> None:
         """Exchange bytes that are there already, and sync."""
         self.settle()
-        _write_all(self.fd, memoryview(data), offset)
+        write_all(self.fd, memoryview(data), offset)
         os.fsync(self.fd)
 
     def sync(self) -> None:
@@ -127,13 +127,13 @@ class AppendFile:
     def _write(self, buffer: memoryview, offset: int) -> None:
         if self._direct:
             try:
-                _write_all(self.fd, buffer, offset)
+                write_all(self.fd, buffer, offset)
                 return
             except OSError as error:
                 if error.errno != errno.EINVAL:  # it cannot, though it said that it could
                     raise
             self._go_through_cache()
-        _write_all(self.fd, buffer, offset)
+        write_all(self.fd, buffer, offset)
         self._write_back.wrote(self.fd, len(buffer))
 
     def _go_through_cache(self) -> None:
@@ -181,7 +181,8 @@ class _WriteBack:
             self._executor = None
 
 
-def _write_all(fd: int, view: memoryview, offset: int) -> None:
+def write_all(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` at byte `offset` of a file; OSError where that fails."""
     while view:
         written = os.pwrite(fd, view, offset)
         view, offset = view[written:], offset + written

@@ -1,6 +1,7 @@
 """One chunk in, one verified frame out, and back; the work that threads share out.
 
-Everything slow here happens in C with the GIL released: preadv (the caller's), BLAKE3, zstd.
+Everything slow here happens in C with the GIL released: preadv (the caller's), BLAKE3, zstd. A delta
+is a frame whose dictionary is another chunk, as raw content: zstd then codes what is alike as copies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from imager.errors import ImageError
 from imager.image.format import ChunkKind, Entry, max_window
 from imager.image.frames import check_frame_header, zero_frame
 from imager.image.hashing import HashAlgorithm
+from imager.image.piece import BaseReader, no_base
 
 
 class ChunkEncoder:
@@ -22,6 +24,7 @@ class ChunkEncoder:
         """Compress at zstd level `level`; chunks are at most `chunk_size` bytes."""
         self.algorithm = algorithm
         self._parameters = compression_parameters(level, chunk_size)
+        self._delta_parameters = delta_parameters(level, chunk_size)
         self._zeros = bytes(chunk_size)
         self._local = threading.local()
 
@@ -37,6 +40,14 @@ class ChunkEncoder:
         if compressor is None:
             compressor = zstandard.ZstdCompressor(compression_params=self._parameters)
             self._local.compressor = compressor
+        return compressor.compress(chunk)
+
+    def encode_delta(self, chunk: bytearray | memoryview, base: bytes | memoryview) -> bytes:
+        """The frame that holds `chunk` for whoever has `base`."""
+        # Neither can be used again: zstd's tables are built for each dictionary.
+        compressor = zstandard.ZstdCompressor(
+            dict_data=_dictionary(base), compression_params=self._delta_parameters
+        )
         return compressor.compress(chunk)
 
     def zero_run(self, size: int) -> tuple[bytes, bytes]:
@@ -65,6 +76,34 @@ def compression_parameters(level: int, chunk_size: int) -> zstandard.ZstdCompres
     )
 
 
+_DELTA_LEVEL = 3
+"""The lowest level whose tables find again what lies a chunk away."""
+
+
+def delta_parameters(level: int, chunk_size: int) -> zstandard.ZstdCompressionParameters:
+    """Window and tables large enough for a dictionary of one chunk and the chunk itself."""
+    level = max(level, _DELTA_LEVEL)
+    reach = (2 * chunk_size - 1).bit_length()
+    usual = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=2 * chunk_size, dict_size=chunk_size
+    )
+    return zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=2 * chunk_size,
+        dict_size=chunk_size,
+        window_log=reach,
+        # Smaller tables have forgotten a large dictionary's beginning when it is asked for.
+        hash_log=max(usual.hash_log, reach - 4),
+        chain_log=max(usual.chain_log, reach - 5),
+        write_checksum=True,
+        write_content_size=True,
+    )
+
+
+def _dictionary(base: bytes | memoryview) -> zstandard.ZstdCompressionDict:
+    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
 class ChunkDecoder:
     """Decodes frames and proves that they are what their entries say; for many threads."""
 
@@ -77,20 +116,32 @@ class ChunkDecoder:
         self._proved: set[tuple[bytes, int]] = set()
         self._local = threading.local()
 
-    def decode(self, frame: bytes | memoryview, entry: Entry, size: int) -> memoryview | None:
+    def decode(
+        self,
+        frame: bytes | memoryview,
+        entry: Entry,
+        size: int,
+        read_base: BaseReader = no_base,
+    ) -> memoryview | None:
         """The `size` bytes that `entry`'s frame decodes to, or None for a run of zeros.
 
         The memory is this thread's, and valid until its next call. Raises ImageError unless frame
-        hash, frame header, zstd's own checksum and content hash are all right.
+        hash, frame header, zstd's own checksum and content hash are all right, and what `read_base`
+        raises if the base of a delta cannot be had.
         """
+        if entry.kind == ChunkKind.ZERO and not entry.stored_size:
+            if not self.proves_zeros(entry, size):
+                raise ImageError("the content's hash differs")
+            return None
         if self._algorithm.frame_digest(frame) != entry.frame_hash:
             raise ImageError("the stored frame's hash differs")
         if entry.kind == ChunkKind.ZERO:
             self._prove_zeros(frame, entry, size)
             return None
         check_frame_header(frame, size, self._chunk_size)
+        base = read_base(entry) if entry.kind == ChunkKind.DELTA else None
         view = self._buffer()[:size]
-        with self._open(frame) as reader:
+        with self._open(frame, base) as reader:
             self._fill(reader, view)
             self._expect_end(reader)
         if self._algorithm.digest(view) != entry.content_hash:
@@ -131,8 +182,15 @@ class ChunkDecoder:
             self._expect_end(reader)
         self._proved.add((entry.frame_hash, size))
 
-    def _open(self, frame: bytes | memoryview) -> zstandard.ZstdDecompressionReader:
+    def _open(
+        self, frame: bytes | memoryview, base: bytes | memoryview | None = None
+    ) -> zstandard.ZstdDecompressionReader:
         decompressor: zstandard.ZstdDecompressor | None
+        if base is not None:
+            decompressor = zstandard.ZstdDecompressor(
+                dict_data=_dictionary(base), max_window_size=max_window(self._chunk_size)
+            )
+            return decompressor.stream_reader(frame)
         decompressor = getattr(self._local, "decompressor", None)
         if decompressor is None:
             decompressor = zstandard.ZstdDecompressor(max_window_size=max_window(self._chunk_size))

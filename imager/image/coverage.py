@@ -8,7 +8,7 @@ from imager.errors import ImageError, ReadFailedError
 from imager.image.files import PART_RECORD_SIZE, Part
 from imager.image.format import (
     FOOTER_RECORD_SIZE,
-    INCOMPATIBLE_PARTIAL,
+    GUARDED,
     OPENING_SIZE,
     PART_HEADER,
     SEEK_ENTRY,
@@ -53,13 +53,13 @@ class Coverage:
         """Opening and head."""
         if self._footer is None:
             return
-        partial = bool(self._image.head.incompatible & INCOMPATIBLE_PARTIAL)
+        guarded = bool(self._image.head.incompatible & GUARDED)
         try:
-            if is_guarded(self._image.file.read(0, OPENING_SIZE)) != partial:
+            if is_guarded(self._image.file.read(0, OPENING_SIZE)) != guarded:
                 self._image.problems.add("the opening says something else than the head")
         except (ImageError, ReadFailedError) as error:
             self._image.problems.add(f"opening: {error}")
-        guard = len(guard_frame()) if partial else 0
+        guard = len(guard_frame()) if guarded else 0
         if guard:
             self._expect(0, guard, 0)
         self._expect(guard, OPENING_SIZE - guard, 0)
@@ -68,7 +68,8 @@ class Coverage:
     def segment(self, segment: Segment) -> None:
         """The frames of the next segment, and its record."""
         for start, end, entry in segment.placed(self._image.head.chunk_size):
-            self._expect(entry.offset, entry.stored_size, end - start)
+            if entry.stored_size:  # the parent's chunks have no frame
+                self._expect(entry.offset, entry.stored_size, end - start)
         for item in self._items:
             if item.start == segment.start:
                 if item.offset:

@@ -1,4 +1,4 @@
-"""The image format's constants and binary structures, version 1.0 (docs/format.md).
+"""The image format's constants and binary structures, version 1.1 (docs/format.md).
 
 All integers are little-endian. Every structure is declared here once, as data.
 """
@@ -11,12 +11,18 @@ from typing import NamedTuple
 
 MAJOR = 1
 MINOR = 0
+MINOR_INCREMENTAL = 1
+"""Incremental images came with version 1.1; all others stay what 1.0 made them."""
 RELEASE = b"imager 0.1"
 """The first release that reads images of this version."""
 
 INCOMPATIBLE_PARTIAL = 1 << 0
 """Some partitions were left out by request: not the image of a whole disk."""
-KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL
+INCOMPATIBLE_INCREMENTAL = 1 << 1
+"""Holds only what differs from its parent, without which it cannot be read."""
+KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL
+GUARDED = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL
+"""With any of these plain `zstd` would give something else than the disk."""
 KNOWN_READ_COMPATIBLE = 0
 """Features that an older release may read, but must not change the image."""
 
@@ -63,6 +69,15 @@ SEPARATOR_SIZE = 4096
 """Zeros between the last segment and the first copy (bytes): no sector holds parts of both."""
 ZERO_WINDOW = 1 << 17
 """Window of a frame of zeros (bytes): decoders with little memory cope with it."""
+
+MAX_CHAIN = 512
+"""Images of a chain, the full one included."""
+MAX_PARENT_RUN = 1 << 16
+"""Chunks after which the writer begins another run of the parent's chunks."""
+MAX_DELTA_DEPTH = 8
+"""Deltas one upon the other that a writer makes."""
+MAX_DELTA_DEPTH_READ = 16
+"""Deltas one upon the other that a reader follows."""
 
 SKIPPABLE = Struct("<II")
 
@@ -125,22 +140,31 @@ class ChunkKind(IntEnum):
     """One chunk in one zstd frame."""
     ZERO = 2
     """A run of chunks that are all zero, in one zstd frame."""
+    PARENT = 3
+    """A run of chunks that are the parent's at the same place; no frame."""
+    DELTA = 4
+    """One chunk in a zstd frame whose dictionary is a chunk of the parent."""
+
+
+OWN_MAPS = 1 << 0
+"""Flag of a run of the parent's chunks: not its maps, the segment's own ones count."""
 
 
 class Entry(NamedTuple):
-    """One frame of a segment: a chunk, or a run of zero chunks."""
+    """A chunk of a segment and its frame; or a run of chunks: zeros, or the parent's."""
 
     offset: int
-    """Where the frame begins in the image file."""
+    """Where the frame begins (or would, if it has none) in the image file."""
     stored_size: int
     chunks: int
     kind: int
     flags: int
-    reserved: int
+    bases: int
+    """Of a delta: how many; 1."""
     reference: int
-    """For delta frames of later versions: first item in the segment's table of bases; now 0."""
+    """Of a delta: its first item in the segment's table of bases."""
     content_hash: bytes
-    """Of one decoded chunk."""
+    """Of one decoded chunk; of the parent's chunks the hash of their content hashes."""
     frame_hash: bytes
     """Of the stored frame."""
 
@@ -148,8 +172,22 @@ class Entry(NamedTuple):
 ENTRY = Struct("<QIIBBHI32s16s")
 
 
+class Base(NamedTuple):
+    """What a delta's dictionary is made of: a chunk of the parent."""
+
+    parent: int
+    """Item in the head's table of parents; 0."""
+    length: int
+    offset: int
+    """Disk byte at which it begins in that image."""
+    content_hash: bytes
+
+
+BASE = Struct("<IIQ32s")
+
+
 class SegmentHeader(NamedTuple):
-    """A segment's beginning; entries and then maps follow."""
+    """A segment's beginning; entries, bases and maps follow."""
 
     number: int
     entries: int
@@ -158,7 +196,7 @@ class SegmentHeader(NamedTuple):
     end: int
     maps: int
     bases: int
-    """For later versions: items in the table of base chunks; now 0."""
+    """Items in the table of base chunks."""
 
 
 SEGMENT_HEADER = Struct("<IIQQII")

@@ -15,16 +15,19 @@ from typing import Never, TypeVar
 
 from imager.errors import ImageError, UnsupportedImageError
 from imager.image.format import (
+    INCOMPATIBLE_INCREMENTAL,
     KNOWN_INCOMPATIBLE,
     MAJOR,
     MAX_CHUNK,
     MAX_JSON,
     MIN_CHUNK,
     MINOR,
+    MINOR_INCREMENTAL,
     RELEASE,
     VERSION,
     Version,
 )
+from imager.image.parents import ParentReference, decode_parents
 
 Json = Mapping[str, object]
 T = TypeVar("T")
@@ -65,9 +68,22 @@ class Head:
         """How many chunks the disk has; the last may be shorter."""
         return -(-self.disk_size // self.chunk_size)
 
+    @property
+    def incremental(self) -> bool:
+        """Whether a parent is needed to read the image."""
+        return bool(self.incompatible & INCOMPATIBLE_INCREMENTAL)
+
+    @property
+    def parents(self) -> tuple[ParentReference, ...]:
+        """The images that it refers to, its parent first; ImageError where that makes no sense."""
+        if not self.incremental:
+            return ()
+        return decode_parents(self.facts.get("parents"), self.disk_size, self.chunk_size)
+
     def encode(self) -> bytes:
         """The head record's payload."""
-        version = Version(MAJOR, MINOR, self.incompatible, 0, 0, RELEASE)
+        minor = MINOR_INCREMENTAL if self.incremental else MINOR
+        version = Version(MAJOR, minor, self.incompatible, 0, 0, RELEASE)
         return VERSION.pack(*version) + dump(self.to_json())
 
 
@@ -202,4 +218,7 @@ def _head(version: Version, facts: dict[str, object]) -> Head:
         raise ImageError(f"chunks of {chunk_size} bytes make no sense")
     if sector_size & (sector_size - 1) or not 512 <= sector_size <= MIN_CHUNK:
         raise ImageError(f"sectors of {sector_size} bytes make no sense")
-    return Head(disk_size, chunk_size, sector_size, split, version.incompatible, facts)
+    head = Head(disk_size, chunk_size, sector_size, split, version.incompatible, facts)
+    if head.incremental:
+        decode_parents(facts.get("parents"), disk_size, chunk_size)
+    return head

@@ -6,12 +6,14 @@ index lists the segments of the whole disk, each with the place of its copy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from imager.errors import ImageError, UnsupportedImageError
 from imager.extents import Extents
 from imager.image.format import (
+    BASE,
     ENTRY,
     INDEX_HEADER,
     INDEX_ITEM,
@@ -21,7 +23,9 @@ from imager.image.format import (
     MAX_ZERO_FRAME,
     MAX_ZERO_RUN,
     MIN_INDEX_RECORD,
+    OWN_MAPS,
     SEGMENT_HEADER,
+    Base,
     ChunkKind,
     Entry,
     IndexHeader,
@@ -45,14 +49,22 @@ class Segment:
     """One past the last disk byte."""
     entries: Sequence[Entry]
     maps: Mapping[RangeKind, Extents] = field(default_factory=dict)
+    bases: Sequence[Base] = ()
+    """What the deltas among the entries refer to."""
 
     def encode(self) -> bytes:
         """The segment record's payload."""
         header = SegmentHeader(
-            self.number, len(self.entries), self.start, self.end, len(self.maps), 0
+            self.number,
+            len(self.entries),
+            self.start,
+            self.end,
+            len(self.maps),
+            len(self.bases),
         )
         parts = [SEGMENT_HEADER.pack(*header)]
         parts += [ENTRY.pack(*entry) for entry in self.entries]
+        parts += [BASE.pack(*base) for base in self.bases]
         for kind, extents in self.maps.items():
             parts += [MAP_HEADER.pack(kind, len(extents)), extents.to_bytes()]
         return b"".join(parts)
@@ -69,42 +81,68 @@ class Segment:
         """The ranges of this kind, in disk bytes."""
         return self.maps.get(kind, Extents())
 
+    def clipped_maps(self, start: int, end: int) -> dict[RangeKind, Extents]:
+        """The maps of [start, end), without those that are empty there."""
+        clipped = {kind: extents.clip(start, end) for kind, extents in self.maps.items()}
+        return {kind: extents for kind, extents in clipped.items() if extents}
+
+
+def inherits_maps(entry: Entry) -> bool:
+    """Whether the maps that count in an entry's range are the parent's."""
+    return entry.kind == ChunkKind.PARENT and not entry.flags & OWN_MAPS
+
 
 def decode_segment(payload: bytes, head: Head) -> Segment:
     """Parse a segment record's payload, every number of it untrusted; ImageError if it is wrong.
 
     What is checked: entries tile the segment's disk range; runs are within the format's bounds;
-    maps increase, lie inside and are whole sectors. Frame offsets are the reader's to check.
+    each delta has its base; maps increase, lie inside and are whole sectors. Frame offsets are the
+    reader's to check.
     """
     if not SEGMENT_HEADER.size <= len(payload) <= MAX_SEGMENT:
         raise ImageError("a segment has a wrong length")
     header = SegmentHeader(*SEGMENT_HEADER.unpack_from(payload))
     where = SEGMENT_HEADER.size
-    if not 1 <= header.entries <= MAX_SEGMENT_ENTRIES or header.bases:
+    if not 1 <= header.entries <= MAX_SEGMENT_ENTRIES or header.bases > header.entries:
         raise ImageError("a segment's counts are wrong")
-    if header.entries * ENTRY.size > len(payload) - where:
+    if header.entries * ENTRY.size + header.bases * BASE.size > len(payload) - where:
         raise ImageError("a segment is cut short")
     entries = []
+    inherited = []
+    deltas = 0
     position = header.start
     _require(position % head.chunk_size == 0 and position <= header.end <= head.disk_size)
     for _ in range(header.entries):
         entry = Entry(*ENTRY.unpack_from(payload, where))
         where += ENTRY.size
-        if entry.kind not in (ChunkKind.DATA, ChunkKind.ZERO):
+        _require(position < header.end)
+        if entry.kind in (ChunkKind.DATA, ChunkKind.ZERO):
+            _check_own(entry, head)
+        elif head.incremental and entry.kind == ChunkKind.PARENT:
+            _check_inherited(entry, header, position, head)
+        elif head.incremental and entry.kind == ChunkKind.DELTA:
+            _check_delta(entry, deltas, head)
+            deltas += 1
+        else:
             raise UnsupportedImageError(f"unknown kind {entry.kind} of stored chunk")
-        limit = 1 if entry.kind == ChunkKind.DATA else MAX_ZERO_RUN // head.chunk_size
-        _require(1 <= entry.chunks <= limit and position < header.end)
-        frame = max_frame(head.chunk_size) if entry.kind == ChunkKind.DATA else MAX_ZERO_FRAME
-        _require(0 < entry.stored_size <= frame)
-        _require(not entry.flags and not entry.reserved and not entry.reference)
-        position += entry.chunks * head.chunk_size
-        # A shorter last chunk has another content hash than the rest of a run.
-        _require(position <= head.disk_size or entry.chunks == 1)
+        start, position = position, position + entry.chunks * head.chunk_size
+        if inherits_maps(entry):
+            inherited.append((start, position))
+        # A shorter last chunk has another content hash than the rest of a run of zeros.
+        _require(position <= head.disk_size or entry.chunks == 1 or entry.kind == ChunkKind.PARENT)
         entries.append(entry)
     _require(
         position == header.end
         or (header.end == head.disk_size and header.end < position < header.end + head.chunk_size)
     )
+    _require(deltas == header.bases)
+    bases = []
+    for start, entry in _deltas(header.start, entries, head.chunk_size):
+        base = Base(*BASE.unpack_from(payload, where + entry.reference * BASE.size))
+        length = min(head.chunk_size, header.end - start)
+        _require((base.parent, base.length, base.offset) == (0, length, start))
+        bases.append(base)
+    where += header.bases * BASE.size
     maps: dict[RangeKind, Extents] = {}
     for _ in range(header.maps):
         _require(where + MAP_HEADER.size <= len(payload))
@@ -116,9 +154,39 @@ def decode_segment(payload: bytes, head: Head) -> Segment:
         if item.kind not in RangeKind.__members__.values():
             raise UnsupportedImageError(f"unknown kind {item.kind} of range")
         _require(RangeKind(item.kind) not in maps)
+        _require(not any(extents.count(start, end) for start, end in inherited))
         maps[RangeKind(item.kind)] = extents
     _require(where == len(payload))
-    return Segment(header.number, header.start, header.end, entries, maps)
+    return Segment(header.number, header.start, header.end, entries, maps, bases)
+
+
+def _check_own(entry: Entry, head: Head) -> None:
+    """A chunk of data, or a run of zeros."""
+    data = entry.kind == ChunkKind.DATA
+    _require(1 <= entry.chunks <= (1 if data else MAX_ZERO_RUN // head.chunk_size))
+    _require(0 < entry.stored_size <= (max_frame(head.chunk_size) if data else MAX_ZERO_FRAME))
+    _require(not entry.flags and not entry.bases and not entry.reference)
+
+
+def _check_inherited(entry: Entry, header: SegmentHeader, position: int, head: Head) -> None:
+    """A run of the parent's chunks."""
+    _require(1 <= entry.chunks <= -(-(header.end - position) // head.chunk_size))
+    _require(not entry.stored_size and not any(entry.frame_hash))
+    _require(not entry.flags & ~OWN_MAPS and not entry.bases and not entry.reference)
+
+
+def _check_delta(entry: Entry, number: int, head: Head) -> None:
+    """A chunk coded against the base with this number in its segment."""
+    _require(entry.chunks == 1 and 0 < entry.stored_size <= max_frame(head.chunk_size))
+    _require(not entry.flags and entry.bases == 1 and entry.reference == number)
+
+
+def _deltas(start: int, entries: Sequence[Entry], chunk_size: int) -> Iterator[tuple[int, Entry]]:
+    """The deltas among entries that begin at `start`, each with its own beginning."""
+    for entry in entries:
+        if entry.kind == ChunkKind.DELTA:
+            yield start, entry
+        start += entry.chunks * chunk_size
 
 
 def _ranges(data: bytes, header: SegmentHeader, head: Head) -> Extents:
@@ -145,7 +213,7 @@ def encode_index(items: bytes | bytearray, overhead: int) -> bytes:
     return b"".join((header, items)).ljust(MIN_INDEX_RECORD - overhead, b"\0")
 
 
-class Index(Collection[IndexItem]):
+class Index(Sequence[IndexItem]):
     """The segments of an image, in disk order; kept as stored, for there may be millions."""
 
     def __init__(self, table: bytes | bytearray | memoryview) -> None:
@@ -158,8 +226,18 @@ class Index(Collection[IndexItem]):
     def __iter__(self) -> Iterator[IndexItem]:
         return map(IndexItem._make, INDEX_ITEM.iter_unpack(self._table))
 
-    def __contains__(self, item: object) -> bool:
-        return any(item == each for each in self)
+    @overload
+    def __getitem__(self, place: int) -> IndexItem: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[IndexItem]: ...
+
+    def __getitem__(self, place: int | slice) -> IndexItem | Sequence[IndexItem]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return IndexItem(*INDEX_ITEM.unpack_from(self._table, place % len(self) * INDEX_ITEM.size))
 
 
 def decode_index(payload: bytes, head: Head) -> Index:

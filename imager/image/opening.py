@@ -1,18 +1,35 @@
 """The first 512 bytes of an image: what a person without this program reads, or the guard.
 
 A full image opens with one skippable frame of text, the commands that restore it included. What
-plain `zstd` cannot restore (unfinished, or not a whole disk) opens with an empty zstd frame that
+plain `zstd` cannot restore (unfinished, not a whole disk, or incremental) opens with an empty zstd frame that
 names a private dictionary, so that `zstd` stops there; text follows. Both take one sector, so that
 one sector write turns the one into the other.
 """
 
 from __future__ import annotations
 
-from imager.image.format import OPENING_SIZE, SKIPPABLE, SKIPPABLE_TEXT
+from imager.image.format import (
+    INCOMPATIBLE_INCREMENTAL,
+    INCOMPATIBLE_PARTIAL,
+    OPENING_SIZE,
+    SKIPPABLE,
+    SKIPPABLE_TEXT,
+)
 from imager.image.frames import guard_frame, skippable
+from imager.image.head import Head
 
 UNFINISHED = "UNFINISHED: its capture is still running, or was interrupted"
 PARTIAL = "PARTIAL: some partitions of the disk were left out on request"
+INCREMENTAL = "INCREMENTAL: it holds only what differs from its parent image"
+
+
+def final_opening(head: Head) -> bytes:
+    """The opening of the complete image with this head."""
+    if head.incompatible & INCOMPATIBLE_INCREMENTAL:
+        return guard_opening(INCREMENTAL)
+    if head.incompatible & INCOMPATIBLE_PARTIAL:
+        return guard_opening(PARTIAL)
+    return plain_opening(head.disk_size, head.split)
 
 
 def plain_opening(disk_size: int, split: bool) -> bytes:

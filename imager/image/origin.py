@@ -1,53 +1,40 @@
-"""Where a restore gets its image from: a file, or a pipe that gives everything once."""
+"""Where a restore gets its image from: files, or a pipe that gives everything once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from imager.errors import ImagerError
-from imager.image.format import Entry
+from imager.image.chain import Chain
 from imager.image.index import Segment
-from imager.image.reader import ImageReader, LostRange
+from imager.image.piece import Piece
+from imager.image.reader import LostRange
 from imager.image.stream import ImageStream
-
-FrameReader = Callable[[Sequence[Entry]], list[memoryview | ImagerError]]
-"""Gives the stored frames of some entries, or for each the reason why it cannot be had."""
 
 
 class FileOrigin(AbstractContextManager["FileOrigin"]):
-    """An image file as a restore sees it: it can be read as often as need be."""
+    """An image file, and those that it needs, as a restore sees them: read as often as need be."""
 
     def __init__(self, path: Path) -> None:
         """Open the image; errors as of `ImageReader`."""
         self.path = path
-        self._reader = ImageReader(path)
-        self.head = self._reader.head
-        self.algorithm = self._reader.algorithm
-        self.files = self._reader.file.paths
-
-    def require_complete(self) -> None:
-        """ImageError unless the image has its end."""
-        self._reader.require_complete()
-
-    def close(self) -> None:
-        """Close the image."""
-        self._reader.file.close()
+        self._chain = Chain(path)
+        self.head = self._chain.head
+        self.algorithm = self._chain.image.algorithm
+        self.files = self._chain.files
+        self.require_complete = self._chain.require_complete
+        self.close = self._chain.close
+        self.pieces = self._chain.pieces
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def segments(self) -> Iterator[tuple[Segment | LostRange, FrameReader]]:
-        """Segments in disk order, each with the way to its frames."""
-        for segment in self._reader.segments():
-            yield segment, self._reader.read_frames
-
     def segments_again(self) -> Iterator[Segment]:
         """The intact segments once more."""
-        for segment in self._reader.segments():
-            if isinstance(segment, Segment):
-                yield segment
+        for piece in self._chain.pieces():
+            if isinstance(piece, Piece):
+                yield piece.segment
 
 
 class StreamOrigin(AbstractContextManager["StreamOrigin"]):
@@ -71,10 +58,10 @@ class StreamOrigin(AbstractContextManager["StreamOrigin"]):
     def require_complete(self) -> None:
         """Only its end will tell."""
 
-    def segments(self) -> Iterator[tuple[Segment | LostRange, FrameReader]]:
+    def pieces(self) -> Iterator[Piece | LostRange]:
         """Segments in disk order, each with the way to its frames."""
         for streamed in self._stream.segments():
-            yield streamed.segment, streamed.read_frames
+            yield Piece(streamed.segment, streamed.read_frames)
 
 
 Origin = FileOrigin | StreamOrigin

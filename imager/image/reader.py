@@ -8,8 +8,9 @@ chunks intact), a check (which reports) and a salvage (which leaves out what is 
 
 from __future__ import annotations
 
+import bisect
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class LostRange:
 
     start: int
     end: int
+    reason: str = ""
+    """What is damaged, if it is in another image or that is not among the problems."""
 
 
 class ImageReader:
@@ -76,8 +79,8 @@ class ImageReader:
         self.footer: Footer | None = None
         self.uuid = b""
         self._algorithm: HashAlgorithm | None = None
-        self._index: Collection[IndexItem] | None = None
-        self._recovered: Collection[IndexItem] | None = None
+        self._index: Sequence[IndexItem] | None = None
+        self._recovered: Sequence[IndexItem] | None = None
         try:
             for problem in self.file.problems:
                 self.problems.add(problem)
@@ -173,7 +176,27 @@ class ImageReader:
                 frames.append(error)
         return frames
 
-    def items(self) -> Collection[IndexItem]:
+    def locate(self, offset: int) -> int | LostRange:
+        """The place in `items` of the segment that covers a disk byte, or what is lost around it."""
+        items = self.items()
+        place = bisect.bisect_right(items, offset, key=_start_of) - 1
+        if place >= 0 and offset < items[place].end:
+            return place
+        return LostRange(
+            items[place].end if place >= 0 else 0,
+            items[place + 1].start if place + 1 < len(items) else self.head.disk_size,
+        )
+
+    def segment(self, place: int) -> Segment | LostRange:
+        """The segment at this place in `items`, or the range that is lost with it."""
+        item = self.items()[place]
+        segment = self._segment(place, item, both=False)
+        if segment is None:
+            self.problems.add("a segment and its copy are damaged", item.start, item.end)
+            return LostRange(item.start, item.end)
+        return segment
+
+    def items(self) -> Sequence[IndexItem]:
         """Where each segment is, as far as known."""
         if self._index is not None:
             return self._index
@@ -331,6 +354,10 @@ class ImageReader:
         if self._index is not None and segment.number != number:
             raise ImageError("it has another number than its place")
         return segment
+
+
+def _start_of(item: IndexItem) -> int:
+    return item.start
 
 
 _NAMES = {Tag.MANIFEST: "manifest", Tag.INDEX: "index"}

@@ -174,10 +174,10 @@ class FileSink:
                     raise RefusedError(f"{path} has appeared meanwhile: it is not overwritten")
                 # The last name must not become durable before the others.
                 if number > 1 and number == len(self._files):
-                    _sync_directory(self._image.parent)
+                    sync_directory(self._image.parent)
                 self._partial(number).rename(path)
                 final.append(path)
-            _sync_directory(self._image.parent)
+            sync_directory(self._image.parent)
         except OSError as error:
             raise _write_error(self._image, error) from None
         self.close()
@@ -307,7 +307,8 @@ def _lock(fd: int, path: Path) -> None:
             raise
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a folder durable; OSError where that fails."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

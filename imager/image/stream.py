@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from imager.errors import ImageError, ImagerError, ReadFailedError
+from imager.errors import ImageError, ImagerError, ReadFailedError, RefusedError
 from imager.image.format import (
     FOOTER,
     MAX_CHUNK,
@@ -55,7 +55,10 @@ class ImageStream:
     """An image that comes through a pipe; its head is read at once, the rest only one time."""
 
     def __init__(self, fd: int) -> None:
-        """Read opening and head from `fd`; ImageError if no image begins there."""
+        """Read opening and head from `fd`.
+
+        Raises ImageError if no image begins there, RefusedError for one that needs a parent.
+        """
         self._fd = fd
         self._offset = 0
         opening = self._read(OPENING_SIZE)
@@ -63,6 +66,12 @@ class ImageStream:
             raise ImageError("the image that comes in is unfinished")
         record = decode_record(self._record_bytes(MAX_JSON), Tag.HEAD)
         self.head: Head = decode_head(record.payload)
+        if self.head.incremental:
+            raise RefusedError(
+                "the image that comes in is incremental, and its parent "
+                f"({self.head.parents[0].describe()}) cannot come through the same pipe: "
+                "name the image's file, or send what imager export makes of it"
+            )
         self.algorithm = record.algorithm
         self.uuid = record.uuid
         self.manifest: Manifest | None = None

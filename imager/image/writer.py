@@ -10,16 +10,15 @@ more than a few MiB; the seek table takes 8 and the index about 1 byte for each 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imager.errors import RefusedError, UsageError, WriteFailedError
-from imager.extents import Extents, ExtentsBuilder
+from imager.extents import Extents
 from imager.image.format import (
     FOOTER,
     FOOTER_RECORD_SIZE,
-    INCOMPATIBLE_PARTIAL,
     INDEX_ITEM,
     MAX_JSON,
     OPENING_SIZE,
@@ -28,12 +27,11 @@ from imager.image.format import (
     SEEK_FOOTER,
     SEEKABLE_MAGIC,
     SEEKABLE_MAX_FRAMES,
-    SEGMENT_BYTES,
     SEGMENT_ENTRIES,
-    SEGMENT_RANGES,
     SEPARATOR_SIZE,
     SKIPPABLE,
     SKIPPABLE_SEEK_TABLE,
+    Base,
     ChunkKind,
     Entry,
     Footer,
@@ -46,11 +44,15 @@ from imager.image.frames import guard_frame
 from imager.image.hashing import ContentDigest, HashAlgorithm
 from imager.image.head import Head, Json, Manifest
 from imager.image.index import Segment, decode_segment, encode_index
-from imager.image.opening import PARTIAL, UNFINISHED, guard_opening, is_guarded, plain_opening
+from imager.image.opening import UNFINISHED, final_opening, guard_opening, is_guarded
 from imager.image.records import OVERHEAD, encode_record
+from imager.image.segments import SegmentBuilder
 from imager.image.sink import Sink
 
 _SPOOL_MEMORY = 1 << 22
+
+InheritedHashes = Callable[[int, int], Iterable[tuple[bytes, int]]]
+"""Content hashes of the parent's chunks in a disk range, each with how many chunks have it."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,17 @@ class ImageWriter:
         self._head = head
         self._uuid = uuid
         self._algorithm = algorithm
-        self._maps = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
-        self._unreadable = ExtentsBuilder()
-        self._unreadable_count = 0
+        self._builder = SegmentBuilder(
+            algorithm, {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
+        )
+        self._unreadable: list[tuple[int, int]] = []
+        self.count_ranges = self._builder.count_ranges
         self._digest = ContentDigest(algorithm, head.disk_size, head.chunk_size)
         self._offset = 0
-        self._segment_start = 0
-        self._entries: list[Entry] = []
         self._items = bytearray()
         self._seek = bytearray(SKIPPABLE.size)
         self._frames = 0
         self._parts = 1
-        self._segment_count = 0
         self._opening = final_opening(head)
         payload = head.encode()
         if len(payload) > MAX_JSON // 2:  # the manifest repeats it
@@ -102,12 +103,11 @@ class ImageWriter:
             )
         self._head_record = self._record(Tag.HEAD, payload)
         self._segments = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, dir=sink.spool_directory)
-        self._position = 0
 
     @property
     def position(self) -> int:
         """The first disk byte that no chunk added so far covers."""
-        return self._position
+        return self._builder.position
 
     @property
     def size(self) -> int:
@@ -127,7 +127,12 @@ class ImageWriter:
         # From now on whoever finds the unfinished file sees that it is one, and of what.
         self._sink.settle()
 
-    def take_up(self, part_starts: Iterable[int], segments: Iterable[Segment]) -> None:
+    def take_up(
+        self,
+        part_starts: Iterable[int],
+        segments: Iterable[Segment],
+        inherited: InheritedHashes = lambda start, end: (),
+    ) -> None:
         """Instead of `begin`: count what an interrupted capture wrote and nobody need write again.
 
         `segments` are its first ones, checked by the caller; `part_starts` say where its parts
@@ -138,6 +143,10 @@ class ImageWriter:
         parts = [start for start in part_starts if start]
         for segment in segments:
             for start, end, entry in segment.placed(self._head.chunk_size):
+                if entry.kind == ChunkKind.PARENT:
+                    for content_hash, chunks in inherited(start, end):
+                        self._digest.add(content_hash, chunks)
+                    continue
                 self._take_up_part(parts)
                 self._account(entry.stored_size, end - start)
                 self._digest.add(entry.content_hash, entry.chunks)
@@ -145,17 +154,13 @@ class ImageWriter:
             payload = segment.encode()
             self._account_segment(segment, payload)
             self._account(len(payload) + OVERHEAD, 0)
-            self._position = segment.end
+            self._builder.skip(segment)
 
     def _take_up_part(self, starts: list[int]) -> None:
         if starts and starts[0] == self._offset:
             starts.pop(0)
             self._parts += 1
             self._account(PART_HEADER.size + OVERHEAD, 0)
-
-    def count_ranges(self, start: int, end: int) -> int:
-        """How many ranges a segment would have to list for [start, end) of the disk, at least."""
-        return sum(extents.count(start, end) for extents in self._maps.values())
 
     def add_data(self, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
         """Append the frame of the next chunk."""
@@ -168,20 +173,35 @@ class ImageWriter:
         """
         self._add(ChunkKind.ZERO, chunks, frame, content_hash, frame_hash)
 
+    def add_delta(self, frame: bytes, content_hash: bytes, frame_hash: bytes, base: Base) -> None:
+        """Append the frame of the next chunk, whose dictionary is `base`."""
+        self._add(ChunkKind.DELTA, 1, frame, content_hash, frame_hash, base)
+
+    def add_parents(self, content_hash: bytes, chunks: int, own_maps: bool) -> None:
+        """The next chunks are the parent's, all of them with one content hash.
+
+        With `own_maps` what is unused, unreadable or excluded in them is not what it is there.
+        """
+        builder = self._builder
+        if builder.is_full(self._offset):
+            self._close_segment()
+        size = self._covered(chunks)
+        self._note_unreadable()
+        builder.add_parents(self._offset, content_hash, chunks, size, own_maps)
+        self._digest.add(content_hash, chunks)
+
     def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Note ranges of the next chunk that the device did not give, in order."""
-        for start, end in ranges:
-            self._unreadable.add(start, end)
-            self._unreadable_count += 1
+        self._unreadable += ranges
 
     def finish(self, results: Json) -> WrittenImage:
         """Write everything that follows the chunks, and make the image durable.
 
         `results` are the manifest's facts; they get the counts that the writer knows.
         """
-        if self._entries:
+        if not self._builder.empty:
             self._close_segment()
-        if self._position < self._head.disk_size:
+        if self.position < self._head.disk_size:
             raise ValueError("the image does not cover the disk")
         self._write_copies()
         manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
@@ -229,45 +249,43 @@ class ImageWriter:
         return offset
 
     def _add(
-        self, kind: ChunkKind, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes
+        self,
+        kind: ChunkKind,
+        chunks: int,
+        frame: bytes,
+        content_hash: bytes,
+        frame_hash: bytes,
+        base: Base | None = None,
     ) -> None:
-        size = min(chunks * self._head.chunk_size, self._head.disk_size - self._position)
+        self._builder.end_run()
+        if self._builder.is_full(self._offset):
+            self._close_segment()
+        size = self._covered(chunks)
         offset = self._emit(frame, size)
         entry = Entry(offset, len(frame), chunks, kind, 0, 0, 0, content_hash, frame_hash)
-        self._entries.append(entry)
+        self._note_unreadable()
+        self._builder.add(entry, size, base)
         self._digest.add(content_hash, chunks)
-        self._position += size
-        if self._segment_is_full():
+        if self._builder.is_full(self._offset):
             self._close_segment()
 
-    def _segment_is_full(self) -> bool:
-        ranges = self.count_ranges(self._segment_start, self._position) + self._unreadable_count
-        return (
-            len(self._entries) >= SEGMENT_ENTRIES
-            or self._offset - self._entries[0].offset >= SEGMENT_BYTES
-            or ranges >= SEGMENT_RANGES
-        )
+    def _note_unreadable(self) -> None:
+        """What was said of the chunk that is being added, now that its segment is certain."""
+        self._builder.add_unreadable(self._unreadable)
+        self._unreadable.clear()
+
+    def _covered(self, chunks: int) -> int:
+        """Disk bytes of the next chunks; the last one may be shorter."""
+        return min(chunks * self._head.chunk_size, self._head.disk_size - self.position)
 
     def _close_segment(self) -> None:
-        start, end = self._segment_start, self._position
-        maps = {kind: extents.clip(start, end) for kind, extents in self._maps.items()}
-        maps[RangeKind.UNREADABLE] = self._unreadable.build()
-        self._unreadable = ExtentsBuilder()
-        self._unreadable_count = 0
-        segment = Segment(
-            self._segment_count,
-            start,
-            end,
-            tuple(self._entries),
-            {kind: maps[kind] for kind in RangeKind if maps.get(kind)},
-        )
+        segment = self._builder.build()
         payload = segment.encode()
         decode_segment(payload, self._head)  # no image is written that no reader would accept
         record = self._record(Tag.SEGMENT, payload)
         self._begin_part_for(len(record))
         self._account_segment(segment, payload)
         self._emit(record, 0)
-        self._entries = []
 
     def _account_segment(self, segment: Segment, payload: bytes) -> None:
         """Keep what the index will say of a segment whose record begins here."""
@@ -282,8 +300,6 @@ class ImageWriter:
         )
         self._items += INDEX_ITEM.pack(*item)
         self._segments.write(payload)
-        self._segment_start = segment.end
-        self._segment_count += 1
 
     def _write_copies(self) -> None:
         """Write each segment once more, well apart from the first time, and note where."""
@@ -354,10 +370,3 @@ def _fits(chunks: int, split: int | None) -> bool:
     frames = chunks + 2 * segments
     size = frames * SEEK_ENTRY.size + segments * INDEX_ITEM.size
     return frames <= SEEKABLE_MAX_FRAMES and (split is None or size <= split)
-
-
-def final_opening(head: Head) -> bytes:
-    """The opening of the complete image with this head."""
-    if head.incompatible & INCOMPATIBLE_PARTIAL:
-        return guard_opening(PARTIAL)
-    return plain_opening(head.disk_size, head.split)

@@ -75,7 +75,9 @@ def file_extents(fd: int) -> Iterator[FileExtent]:
     position = 0
     while True:
         room = bytearray(_FIEMAP.size + _BATCH * _FIEMAP_EXTENT.size)
-        _FIEMAP.pack_into(room, 0, position, (1 << 64) - 1 - position, _FIEMAP_FLAG_SYNC, 0, _BATCH, 0)
+        _FIEMAP.pack_into(
+            room, 0, position, (1 << 64) - 1 - position, _FIEMAP_FLAG_SYNC, 0, _BATCH, 0
+        )
         fcntl.ioctl(fd, _FS_IOC_FIEMAP, room)
         count = _FIEMAP.unpack_from(room)[3]
         if count == 0:

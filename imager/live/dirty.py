@@ -15,6 +15,7 @@ _MAX_BITS = 1 << 28
 """Larger disks have larger pages, so that all bits take at most 32 MiB."""
 _REGION = 1 << 18
 """Bits of a region: a region is made of so few that a nearly idle disk takes nearly nothing."""
+_NOTHING = Extents()
 _SECTOR = 512
 """What the kernel counts in, whatever the disk's own sector is."""
 
@@ -22,7 +23,7 @@ _SECTOR = 512
 class DirtyMap:
     """A growing set of pages, taken whole; safe to use from several threads."""
 
-    def __init__(self, start: int, size: int, ignored: Extents = Extents()) -> None:
+    def __init__(self, start: int, size: int, ignored: Extents = _NOTHING) -> None:
         """Follow [start, start + size) of the recorded disk, in bytes; results count from `start`.
 
         `ignored` ranges, counted from `start` too, are never in a result.
@@ -84,4 +85,3 @@ class DirtyMap:
                 regions[number].tobytes(), _REGION, self.page, number * _REGION * self.page
             )
         return builder.build().clip(0, self._size) - self._ignored
-

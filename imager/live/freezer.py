@@ -6,6 +6,7 @@ is frozen and nobody but us knows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import subprocess
@@ -163,10 +164,8 @@ class Freezer:
                 lost = self._held[position].place
             self._tell(watchdog.THAWED, position)
         self._channel.setblocking(False)
-        try:
+        with contextlib.suppress(OSError):  # it has nothing to say
             self._expired = self._expired or self._channel.recv(1) == watchdog.EXPIRED
-        except OSError:
-            pass  # it has nothing to say
         return lost
 
     def _tell(self, kind: bytes, position: int) -> None:

@@ -76,9 +76,7 @@ class Instance:
         refuses; then nothing is left behind.
         """
         remove_abandoned(root)
-        self._filter = (
-            f"dev == {os.major(device) << 20 | os.minor(device)} && !(rwbs ~ \"R*\")"
-        )
+        self._filter = f'dev == {os.major(device) << 20 | os.minor(device)} && !(rwbs ~ "R*")'
         self.directory = root / "instances" / f"imager-{os.getpid()}-{_start_time(os.getpid())}"
         self._readers: list[int] = []
         try:

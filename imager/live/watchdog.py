@@ -13,6 +13,7 @@ Run as a program: `python -I -S watchdog.py SOCKET SECONDS FD...`; it imports no
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -39,8 +40,8 @@ def main(words: list[str]) -> None:
     channel = socket.socket(fileno=int(words[0]))
     limit = float(words[1])
     descriptors = [int(word) for word in words[2:]]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+    for ending in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(ending, signal.SIG_IGN)
     _protect()
     frozen: list[int] = []
     deadline: float | None = None
@@ -66,30 +67,26 @@ def main(words: list[str]) -> None:
         else:
             _thaw(descriptors, frozen)
             frozen, deadline = [], None
-            try:
+            # If the capture hangs, or is gone, nobody hears it: thawing was all that mattered.
+            with contextlib.suppress(OSError):
                 channel.send(EXPIRED, socket.MSG_DONTWAIT)
-            except OSError:
-                pass  # it hangs, or is gone: thawing was all that mattered
     _thaw(descriptors, frozen)
 
 
 def _thaw(descriptors: list[int], frozen: list[int]) -> None:
     """The last one first; whether each was really frozen does not matter."""
     for number in reversed(frozen):
-        try:
+        with contextlib.suppress(OSError):
             fcntl.ioctl(descriptors[number], _FITHAW, 0)
-        except OSError:
-            pass
 
 
 def _protect() -> None:
     """Never be paged out, nor chosen when memory runs short; what is refused is not needed."""
     ctypes.CDLL(None).mlockall(_MCL_CURRENT_AND_FUTURE)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123: pathlib takes 10 MiB
-            file.write("-1000")
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        file = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(file, b"-1000")
+        os.close(file)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""The parent of an image that is being captured: what it has at each place of the disk.
+
+Before anything is written, all of its chain that says where something is gets proved: each reference
+by its hash, and the whole by the content digest. Its frames are only decoded where a delta needs
+one, and then proved as well.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from imager.errors import ImageError, ReadFailedError, RefusedError
+from imager.extents import Extents
+from imager.image.chain import Chain
+from imager.image.format import MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
+from imager.image.parents import ParentReference
+from imager.image.reader import ImageReader, LostRange
+from imager.pipeline import Progress
+from imager.survey import require_sound, survey
+
+
+class ParentRun(NamedTuple):
+    """Consecutive chunks of the parent with one content: a single one, or zeros."""
+
+    start: int
+    """First disk byte."""
+    end: int
+    content_hash: bytes | None
+    """Of one chunk; None where the parent is lost or not trusted."""
+
+
+class ParentImage:
+    """An image that another one is to refer to."""
+
+    def __init__(self, path: Path, distrusted: Extents, progress: Progress) -> None:
+        """Open and prove the image at `path`.
+
+        `distrusted` are disk ranges that are not to be borrowed, such as a check found damaged.
+        Raises ImageError, with what to do, where the image or one that it needs is missing, not
+        complete or damaged elsewhere than there.
+        """
+        self._chain = Chain(path)
+        try:
+            self._chain.require_complete()
+            if len(self._chain.images) == MAX_CHAIN:
+                raise RefusedError(
+                    f"{path} needs {MAX_CHAIN - 1} others already: capture a full image"
+                )
+            self._distrusted = distrusted
+            self.head = self._chain.head
+            self.algorithm = self._chain.image.algorithm
+            self.reference = _reference(self._chain.image)
+            found = survey(self._chain, progress)
+            require_sound(self._chain, found, distrusted)
+            self._maps = found.maps
+        except BaseException:
+            self._chain.close()
+            raise
+        self._differing = Extents()
+
+    def __enter__(self) -> ParentImage:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._chain.close()
+
+    def require_fit(self, image: Path | int, disk_size: int, sector_size: int) -> None:
+        """RefusedError unless `image`, of a disk with this geometry, can refer to it and find it."""
+        path = self._chain.image.file.path
+        if (self.head.disk_size, self.head.sector_size) != (disk_size, sector_size):
+            raise RefusedError(
+                f"{path} is of a disk of {self.head.disk_size} bytes in sectors of "
+                f"{self.head.sector_size}, this one has {disk_size} in sectors of {sector_size}: "
+                "capture a full image"
+            )
+        if isinstance(image, Path) and not image.absolute().parent.samefile(path.absolute().parent):
+            raise RefusedError(
+                f"{image} would lie in another folder than its parent {path}, "
+                "and the parent is looked for beside the image"
+            )
+
+    def compare_maps(self, unused: Extents, excluded: Extents) -> None:
+        """Find out where the new image's maps are not the parent's."""
+        ours = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
+        for kind, extents in ours.items():
+            theirs = self._maps[kind]
+            self._differing |= (extents - theirs) | (theirs - extents)
+        del self._maps[RangeKind.UNUSED], self._maps[RangeKind.EXCLUDED]
+
+    def maps_differ(self, start: int, end: int, unreadable: list[tuple[int, int]]) -> bool:
+        """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
+        if self._differing.count(start, end):
+            return True
+        before = self._maps[RangeKind.UNREADABLE].clip(start, end)
+        return before != Extents.of(unreadable)
+
+    def runs(self, start: int, end: int) -> Iterator[ParentRun]:
+        """What it has in this disk range, in order."""
+        chunk_size = self.head.chunk_size
+        for piece in self._chain.resolve(start, end):
+            if isinstance(piece, LostRange):
+                yield ParentRun(piece.start, piece.end, None)
+                continue
+            for low, high, entry in piece.segment.placed(chunk_size):
+                trusted = not self._distrusted.count(low, high)
+                yield ParentRun(low, high, entry.content_hash if trusted else None)
+
+    def hashes(self, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+        """The content hashes in this disk range, each with how many chunks have it.
+
+        Raises ImageError where the parent is lost or not trusted.
+        """
+        for run in self.runs(start, end):
+            if run.content_hash is None:
+                raise ImageError("a part of the parent image is lost")
+            yield run.content_hash, -(-(run.end - run.start) // self.head.chunk_size)
+
+    def read_base(self, start: int, expected: bytes) -> bytes | memoryview | None:
+        """The chunk at disk byte `start` for a delta; None if it is damaged, or deltas pile up.
+
+        The memory is this thread's, and valid until its next call.
+        """
+        try:
+            chunk = self._chain.find_chunk(start, expected=expected)
+            if chunk.depth >= MAX_DELTA_DEPTH:
+                return None
+            return self._chain.read_chunk(chunk)
+        except (ImageError, ReadFailedError):
+            return None
+
+    def base(self, start: int, end: int, content_hash: bytes) -> Base:
+        """How a delta refers to the chunk [start, end)."""
+        return Base(0, end - start, start, content_hash)
+
+    def problem_now(self, files: tuple[Path, ...]) -> str:
+        """Why the image in `files`, just written, would not find its parent; empty if it does.
+
+        For a pipe, which has no files: why the parent itself is not what it was.
+        """
+        path = files[0] if files else self._chain.image.file.path
+        try:
+            with Chain(path) as chain:
+                chain.require_complete()
+                images = chain.images[1:] if files else chain.images
+                same = [image.uuid for image in images] == [x.uuid for x in self._chain.images]
+                if not same or _reference(images[0]) != self.reference:
+                    return f"{self.reference.describe()} is not the image that it was"
+        except (ImageError, ReadFailedError) as error:
+            return str(error)
+        return ""
+
+
+class ParentCursor:
+    """Goes through the parent as the capture goes through the disk."""
+
+    def __init__(self, parent: ParentImage, start: int) -> None:
+        """Begin at disk byte `start`."""
+        self._runs = parent.runs(start, parent.head.disk_size)
+        self._run = ParentRun(start, start, None)
+
+    def covering(self, start: int, end: int) -> Iterator[ParentRun]:
+        """What the parent has in [start, end), not before the last range that was asked for."""
+        while start < end:
+            while self._run.end <= start:
+                self._run = next(self._runs)
+            stop = min(end, self._run.end)
+            yield ParentRun(start, stop, self._run.content_hash)
+            start = stop
+
+
+def _reference(image: ImageReader) -> ParentReference:
+    """What stays the same of a complete image."""
+    if image.footer is None:
+        raise ImageError(f"{image.file.path} has no end")
+    created = image.head.facts.get("created")
+    try:
+        date = datetime.datetime.fromisoformat(str(created)).isoformat()
+    except ValueError:
+        date = ""
+    return ParentReference(
+        image.uuid,
+        image.footer.content_digest,
+        date,
+        image.file.path.name,
+        image.head.disk_size,
+        image.head.chunk_size,
+    )
