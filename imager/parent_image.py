@@ -84,11 +84,11 @@ class ParentImage:
 
     def compare_maps(self, unused: Extents, excluded: Extents) -> None:
         """Find out where the new image's maps are not the parent's."""
+        self._differing = Extents()
         ours = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
         for kind, extents in ours.items():
             theirs = self._maps[kind]
             self._differing |= (extents - theirs) | (theirs - extents)
-        del self._maps[RangeKind.UNUSED], self._maps[RangeKind.EXCLUDED]
 
     def maps_differ(self, start: int, end: int, unreadable: list[tuple[int, int]]) -> bool:
         """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
@@ -96,6 +96,10 @@ class ParentImage:
             return True
         before = self._maps[RangeKind.UNREADABLE].clip(start, end)
         return before != Extents.of(unreadable)
+
+    def unreadable(self, start: int, end: int) -> Extents:
+        """What of [start, end) could not be read when the parent was captured."""
+        return self._maps[RangeKind.UNREADABLE].clip(start, end)
 
     def runs(self, start: int, end: int) -> Iterator[ParentRun]:
         """What it has in this disk range, in order."""
@@ -130,6 +134,13 @@ class ParentImage:
             return self._chain.read_chunk(chunk)
         except (ImageError, ReadFailedError):
             return None
+
+    def read_chunk(self, start: int, expected: bytes) -> bytes | memoryview:
+        """The chunk at disk byte `start`; ImageError or ReadFailedError where it is damaged.
+
+        The memory is this thread's, and valid until its next call.
+        """
+        return self._chain.read_chunk(self._chain.find_chunk(start, expected=expected))
 
     def base(self, start: int, end: int, content_hash: bytes) -> Base:
         """How a delta refers to the chunk [start, end)."""

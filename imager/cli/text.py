@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
 from imager.wording import format_size, parse_size, printable
 
 __all__ = [
+    "duration_argument",
     "format_age",
     "format_duration",
     "format_size",
@@ -54,6 +56,18 @@ def size_argument(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def duration_argument(text: str) -> float:
+    """Seconds, as the type of an argparse argument: "150ms", "2s", "0.5"."""
+    unit = 0.001 if text.endswith("ms") else 1.0
+    try:
+        seconds = float(text.removesuffix("ms").removesuffix("s")) * unit
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < _DAY:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 150ms or 2s")
+    return seconds
 
 
 def shorten(text: str, width: int) -> str:

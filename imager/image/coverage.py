@@ -9,6 +9,8 @@ from imager.image.files import PART_RECORD_SIZE, Part
 from imager.image.format import (
     FOOTER_RECORD_SIZE,
     GUARDED,
+    INCOMPATIBLE_FREE,
+    MAX_FREE_RECORD,
     OPENING_SIZE,
     PART_HEADER,
     SEEK_ENTRY,
@@ -115,6 +117,8 @@ class Coverage:
         if self._gap_allowed and offset > self._position:
             self._pass_gap(offset)
         self._gap_allowed = False
+        if offset > self._position and self._image.head.incompatible & INCOMPATIBLE_FREE:
+            self._pass_free(offset)
         if offset != self._position:
             self._stop(f"frames overlap or leave a gap at byte {self._position}")
         self._compare(size, decoded)
@@ -130,6 +134,21 @@ class Coverage:
         except (ImageError, ReadFailedError) as error:
             self._image.problems.add(str(error))
             self._lose_seek_table()
+
+    def _pass_free(self, offset: int) -> None:
+        """Free space up to `offset`: records of zeros, which nothing else names."""
+        while self._following and self._position < offset:
+            try:
+                record = self._image.read_record(self._position, MAX_FREE_RECORD, Tag.FREE)
+                size = len(record.payload) + OVERHEAD
+                if any(record.payload) or self._position + size > offset:
+                    raise ImageError("it holds something")
+            except (ImageError, ReadFailedError) as error:
+                self._image.problems.add(f"free space at byte {self._position}: {error}")
+                self._pass_gap(offset)
+                return
+            self._compare(size, 0)
+            self._position += size
 
     def _lose_seek_table(self) -> None:
         self._seek_entries = None

@@ -20,6 +20,8 @@ from imager.live.patches import READ_ACROSS, Patches
 from imager.wording import format_size
 
 _ROUNDS = 24
+_LONG = 1 << 24
+"""A round of so many bytes tells how fast the disk is read."""
 _SHRINKS = 0.8
 """A round that leaves more than this share of what the one before left does not bring us nearer."""
 _STALLED = 2
@@ -70,6 +72,8 @@ class Speed:
 
     def saw(self, size: int, pieces: int, seconds: float) -> None:
         """Learn from a round; the latest tells most about what comes next."""
+        if size >= _LONG and seconds:
+            self.rate = max(self.rate, size / seconds)
         if pieces >= 8:
             self.piece = max(seconds - size / self.rate, 0.0) / pieces
 

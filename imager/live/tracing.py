@@ -54,6 +54,8 @@ class Recorder:
         `buffer` is the size of the kernel's buffer for each CPU in bytes.
         """
         self._device = os.stat(disk).st_rdev
+        numbers = f"{os.major(self._device)}:{os.minor(self._device)}"
+        self._inflight = Path(f"/sys/dev/block/{numbers}/inflight")
         self._dirty = dirty
         self._buffer = buffer or buffer_size(os.cpu_count() or 1)
         self._lock = threading.Lock()
@@ -98,6 +100,11 @@ class Recorder:
         """As `take`, but it stays to be taken."""
         self._catch_up()
         return self._dirty.peek()
+
+    def idle(self) -> bool:
+        """Whether the disk has no write under way at this moment."""
+        counts = self._inflight.read_text().split()
+        return len(counts) == 2 and counts[1] == "0"
 
     def verify(self) -> None:
         """LostWritesError unless all writes so far were recorded."""

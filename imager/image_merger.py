@@ -1,0 +1,370 @@
+"""Brings what was read again, and the final maps, into an image that is written but for its end.
+
+image so far ──┐
+patches ───────┼──► chunks that changed: decode, patch, zero what is unused, compress (threads)
+final maps ────┘    ──► regions with their new frames ──► the file, patched in place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from imager.chunks import ChunkRun
+from imager.extents import Extents
+from imager.image.codec import ChunkDecoder
+from imager.image.format import (
+    MAX_SEGMENT_ENTRIES,
+    MAX_SEGMENT_FRAMES,
+    Base,
+    ChunkKind,
+    Entry,
+    RangeKind,
+    max_frame,
+)
+from imager.image.head import Head
+from imager.image.index import Segment, decode_segment, inherits_maps
+from imager.image.records import OVERHEAD
+from imager.image.rewrite import Rewrite
+from imager.image.segments import SegmentBuilder
+from imager.image.sink import FileSink
+from imager.image.writer import ImageWriter
+from imager.image_filler import Encoded, ImageFiller
+from imager.live.patches import Patches
+from imager.parent_image import ParentImage
+from imager.pipeline import Progress, ordered_map
+from imager.zero_runs import ZeroRuns
+
+_MOST_ENTRIES = MAX_SEGMENT_ENTRIES // 4
+"""A segment that is patched may have more entries than a new one before it is cut in two."""
+
+
+@dataclass(frozen=True)
+class DiskMaps:
+    """Which bytes of a disk are in use; excluded ones are not."""
+
+    used: Extents
+    unused: Extents
+    excluded: Extents
+
+
+@dataclass
+class Merged:
+    """An image whose chunks are complete."""
+
+    writer: ImageWriter
+    """To write its end."""
+    zero: int
+    """Disk bytes in chunks that are all zero."""
+    inherited: int
+    """Disk bytes in chunks that are the parent's."""
+    moved: int
+    """Bytes of frames that had to be written to another place."""
+
+
+class _Work(NamedTuple):
+    """What becomes of one chunk, or of several that stay as they are."""
+
+    start: int
+    end: int
+    entry: Entry
+    base: Base | None
+    unreadable: list[tuple[int, int]]
+    parent_hash: bytes | None
+    """Of each chunk, in an image with a parent."""
+    touched: bool
+    """Whether the content changes; then it is one chunk."""
+    patches: list[tuple[int, bytes]]
+    region: tuple[int, int, bytes] | None = None
+    """The region that ends behind it: where it lay, and its segment's payload."""
+
+
+class ImageMerger:
+    """One merge: the filler's image becomes what the disk was at the instant of the freeze."""
+
+    def __init__(
+        self,
+        filler: ImageFiller,
+        sink: FileSink,
+        patches: Patches,
+        head: Head,
+        before: DiskMaps,
+        after: DiskMaps,
+    ) -> None:
+        """`before` are the maps by which the filler has read, `after` and `head` the final ones."""
+        self._filler = filler
+        self.chunk_size = head.chunk_size
+        self.disk_size = head.disk_size
+        self._sink = sink
+        self._patches = patches
+        self._head = head
+        self._after = after
+        self._parent: ParentImage | None = filler.parent
+        if self._parent is not None:
+            self._parent.compare_maps(after.unused, after.excluded)
+        freed, grown = before.used - after.used, after.used - before.used
+        self._touched = freed | grown | (patches.covered & after.used)
+        self._decoder = ChunkDecoder(filler.algorithm, head.chunk_size)
+        self._rewrite = Rewrite(sink, head, filler.uuid, filler.algorithm, sink.spool_directory)
+
+    def merge(self, progress: Progress) -> Merged:
+        """Do it; ImageError or WriteFailedError where the file does not give what was written."""
+        self._sink.settle()
+        self._patches.rewind()
+        total = self._touched.total
+        region = _Region(self, self._rewrite)
+        done = 0
+        try:
+            progress("merge", 0, total)
+            for work, encoded in ordered_map(self._encode, self._work(), self._filler.threads):
+                region.add(work, encoded)
+                if work.region is not None:
+                    start, end, payload = work.region
+                    segment = decode_segment(payload, self._head)
+                    used = start + sum(entry.stored_size for entry in segment.entries)
+                    used += len(payload) + OVERHEAD
+                    self._rewrite.add_region(start, end, payload, used, region.finish())
+                done += self._touched.clip(work.start, work.end).total if work.touched else 0
+                progress("merge", done, total)
+            self._rewrite.apply()
+            return self._finish()
+        finally:
+            self._rewrite.close()
+
+    def _finish(self) -> Merged:
+        filler = self._filler
+        writer = ImageWriter(
+            self._sink,
+            self._head,
+            filler.uuid,
+            filler.algorithm,
+            self._after.unused,
+            self._after.excluded,
+        )
+        merged = Merged(writer, 0, 0, self._rewrite.moved)
+        parent = self._parent
+
+        def counted() -> Iterator[Segment]:
+            for segment in self._rewrite.segments():
+                for start, end, entry in segment.placed(self._head.chunk_size):
+                    if entry.kind == ChunkKind.ZERO:
+                        merged.zero += end - start
+                    elif entry.kind == ChunkKind.PARENT:
+                        merged.inherited += end - start
+                yield segment
+
+        if parent is None:
+            writer.take_up((), counted())
+        else:
+            writer.take_up((), counted(), parent.hashes)
+        self._sink.truncate(writer.size)
+        return merged
+
+    def region_builder(self) -> SegmentBuilder:
+        """For all regions, one after the other."""
+        maps = {RangeKind.UNUSED: self._after.unused, RangeKind.EXCLUDED: self._after.excluded}
+        most_bytes = MAX_SEGMENT_FRAMES - max_frame(self._head.chunk_size)
+        return SegmentBuilder(self._filler.algorithm, maps, _MOST_ENTRIES, most_bytes)
+
+    def zero_runs(self, region: _Region) -> ZeroRuns:
+        """For the zeros in a region."""
+        return ZeroRuns(region, self._filler.encoder, self._head.chunk_size)
+
+    def maps_differ(self, work: _Work) -> bool:
+        """Whether the parent's maps are not those of the work's range."""
+        parent = self._parent
+        return parent is not None and parent.maps_differ(work.start, work.end, work.unreadable)
+
+    def chunks(self, size: int) -> int:
+        """How many chunks `size` bytes are."""
+        return -(-size // self._head.chunk_size)
+
+    def _work(self) -> Iterator[_Work]:
+        """The whole disk in order."""
+        for region in self._filler.writer.written_regions():
+            payload = region[2]
+            segment = decode_segment(payload, self._head)
+            waiting: _Work | None = None
+            for start, end, entry in segment.placed(self._head.chunk_size):
+                for work in self._of_entry(segment, start, end, entry):
+                    if waiting is not None:
+                        yield waiting
+                    waiting = work
+            if waiting is not None:
+                yield waiting._replace(region=region)
+
+    def _of_entry(self, segment: Segment, start: int, end: int, entry: Entry) -> Iterator[_Work]:
+        base = segment.bases[entry.reference] if entry.kind == ChunkKind.DELTA else None
+        inherited = entry.kind == ChunkKind.PARENT
+        if self._parent is None or not (inherited or self._touched.count(start, end)):
+            yield from self._split(segment, start, end, entry, base, None)
+            return
+        for run in self._parent.runs(start, end):
+            yield from self._split(segment, run.start, run.end, entry, base, run.content_hash)
+
+    def _split(
+        self,
+        segment: Segment,
+        start: int,
+        end: int,
+        entry: Entry,
+        base: Base | None,
+        parent_hash: bytes | None,
+    ) -> Iterator[_Work]:
+        """[start, end) as untouched runs and single chunks that are touched."""
+        chunk_size = self._head.chunk_size
+        while start < end:
+            touched = self._touched.next_start(start)
+            first = end if touched is None else min(touched // chunk_size * chunk_size, end)
+            if start < first:
+                unreadable = self._unreadable(segment, start, first, entry)
+                yield _Work(start, first, entry, base, unreadable, parent_hash, False, [])
+            if first == end:
+                return
+            stop = min(first + chunk_size, end)
+            unreadable = self._unreadable(segment, first, stop, entry)
+            patches = self._patches.within(first, stop)
+            yield _Work(first, stop, entry, base, unreadable, parent_hash, True, patches)
+            start = stop
+
+    def _unreadable(
+        self, segment: Segment, start: int, end: int, entry: Entry
+    ) -> list[tuple[int, int]]:
+        if self._parent is not None and inherits_maps(entry):
+            ranges = self._parent.unreadable(start, end)
+        else:
+            ranges = segment.map(RangeKind.UNREADABLE).clip(start, end)
+        return list((ranges - self._patches.covered) & self._after.used) if ranges else []
+
+    def _encode(self, work: _Work) -> tuple[_Work, Encoded | None]:
+        """The new content of a chunk, in a thread; nothing for what stays."""
+        if not work.touched:
+            return work, None
+        start, end = work.start, work.end
+        chunk = bytearray(self._content(work))
+        for offset, data in work.patches:
+            chunk[offset - start : offset - start + len(data)] = data
+        used = self._after.used.clip(start, end)
+        for first, last in used.complement(start, end):
+            chunk[first - start : last - start] = bytes(last - first)
+        run = ChunkRun(start, end, used)
+        return work, self._filler.encode(run, chunk, work.unreadable, work.parent_hash)
+
+    def _content(self, work: _Work) -> bytes | memoryview:
+        """What the image has of one chunk so far."""
+        size = work.end - work.start
+        entry, base, parent = work.entry, work.base, self._parent
+        if entry.kind == ChunkKind.ZERO:
+            return bytes(size)
+        if entry.kind == ChunkKind.PARENT:
+            if parent is None or work.parent_hash is None:
+                raise ValueError("a chunk needs a parent image")
+            return parent.read_chunk(work.start, work.parent_hash)
+        frame = self._sink.read(entry.offset, entry.stored_size)
+        if base is None or parent is None:
+            content = self._decoder.decode(frame, entry, size)
+        else:
+            dictionary = bytes(parent.read_chunk(base.offset, base.content_hash))
+            content = self._decoder.decode(frame, entry, size, lambda _: dictionary)
+        return bytes(size) if content is None else content
+
+
+class _Region:
+    """Makes the new segments of one region after the other; a writer for its runs of zeros."""
+
+    def __init__(self, merger: ImageMerger, rewrite: Rewrite) -> None:
+        self._merger = merger
+        self._rewrite = rewrite
+        self._builder = merger.region_builder()
+        self._zeros = merger.zero_runs(self)
+        self._segments: list[Segment] = []
+        self._noted: list[tuple[int, int]] = []
+        self.count_ranges = self._builder.count_ranges
+
+    def add(self, work: _Work, encoded: Encoded | None) -> None:
+        """The next chunks, as they were or as they are now."""
+        kind = work.entry.kind
+        if encoded is None and kind == ChunkKind.PARENT:
+            self._add_parents(work, work.parent_hash or b"")
+        elif encoded is None and kind == ChunkKind.ZERO:
+            self._add_old_zeros(work)
+        elif encoded is None:
+            self._zeros.flush()
+            self.add_unreadable(work.unreadable)
+            self._add(work.entry, work.end - work.start, work.base)
+        elif encoded.unchanged:
+            self._add_parents(work, encoded.content_hash)
+        elif encoded.frame is None:
+            self._zeros.add(work.start, work.end, work.unreadable)
+        else:
+            self._zeros.flush()
+            self.add_unreadable(work.unreadable)
+            kind = ChunkKind.DATA if encoded.base is None else ChunkKind.DELTA
+            self._add_new(
+                encoded.frame,
+                (kind, 1, encoded.content_hash, encoded.frame_hash),
+                work.end - work.start,
+                encoded.base,
+            )
+
+    def finish(self) -> list[Segment]:
+        """The region's segments; the next region begins."""
+        self._zeros.flush()
+        if not self._builder.empty:
+            self._segments.append(self._builder.build())
+        segments, self._segments = self._segments, []
+        return segments
+
+    def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """As `ImageWriter.add_unreadable`."""
+        self._noted += ranges
+
+    def add_zeros(self, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
+        """As `ImageWriter.add_zeros`."""
+        size = chunks * self._merger.chunk_size
+        left = self._merger.disk_size - self._builder.position
+        self._add_new(
+            frame, (ChunkKind.ZERO, chunks, content_hash, frame_hash), min(size, left), None
+        )
+
+    def _add_old_zeros(self, work: _Work) -> None:
+        """A run that stays keeps its frame; of one that is cut a part needs another."""
+        if self._merger.chunks(work.end - work.start) == work.entry.chunks:
+            self._zeros.flush()
+            self.add_unreadable(work.unreadable)
+            self._add(work.entry, work.end - work.start, None)
+        else:
+            self._zeros.add(work.start, work.end, work.unreadable)
+
+    def _add_parents(self, work: _Work, content_hash: bytes) -> None:
+        self._zeros.flush()
+        own = self._merger.maps_differ(work)
+        if own:
+            self.add_unreadable(work.unreadable)
+        self._make_room()
+        size = work.end - work.start
+        self._builder.add_parents(0, content_hash, self._merger.chunks(size), size, own)
+
+    def _add_new(
+        self,
+        frame: bytes,
+        described: tuple[ChunkKind, int, bytes, bytes],
+        size: int,
+        base: Base | None,
+    ) -> None:
+        kind, chunks, content_hash, frame_hash = described
+        offset = self._rewrite.add_frame(frame)
+        entry = Entry(offset, len(frame), chunks, kind, 0, 0, 0, content_hash, frame_hash)
+        self._add(entry, size, base)
+
+    def _add(self, entry: Entry, size: int, base: Base | None) -> None:
+        self._builder.end_run()
+        self._make_room()
+        self._builder.add(entry._replace(bases=0, reference=0), size, base)
+
+    def _make_room(self) -> None:
+        if self._builder.is_full():
+            self._segments.append(self._builder.build())
+        self._builder.add_unreadable(self._noted)
+        self._noted = []
