@@ -99,6 +99,11 @@ class Freezer:
         self._end()
 
     @property
+    def watchdog(self) -> int:
+        """The process that ends a freeze which we do not end."""
+        return self._process.pid
+
+    @property
     def pause(self) -> Pause:
         """Of the freeze that is over."""
         if self._pause is None:
