@@ -315,6 +315,7 @@ def test_nobody_goes_on_with_an_unfinished_one(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 4 * MAX_FREE_RECORD))
+@settings(deadline=None)
 def test_free_space_of_any_size_is_filled_exactly(size: int) -> None:
     if 0 < size < OVERHEAD:
         with pytest.raises(ValueError, match="free space"):

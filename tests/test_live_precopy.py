@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.extents import Extents
@@ -158,12 +158,14 @@ def run(disk: Disk, limits: Limits = LIMITS) -> tuple[list[int], bool]:
     return precopy.rounds, all(copy.get(page) == disk.pages[page] for page in disk.used)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.floats(0, 0.6))
 def test_copy_is_the_disk_at_the_instant(seed: int, rate: float) -> None:
     _, same = run(Disk(seed, rate))
     assert same
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5))
 def test_writes_that_no_freeze_stops_are_read_until_they_end(seed: int, late: int) -> None:
     disk = Disk(seed, 0.3, late=late)
@@ -258,6 +260,7 @@ def test_the_expected_pause_follows_what_was_seen() -> None:
 ranges = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(ranges, max_size=4), st.integers(1, 64))
 def test_patches_come_back_as_they_were_read(
     rounds: list[list[tuple[int, int]]], step: int

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.errors import RefusedError
@@ -98,6 +98,7 @@ def page_of(data: bytes, size: int, lost: bool) -> bytes:
     return (head + data).ljust(size, b"\xee")
 
 
+@settings(deadline=None)
 @given(st.lists(events(), max_size=60), st.booleans(), st.booleans())
 def test_any_page_of_events_is_read(
     made: list[tuple[list[tuple[int, int]], bytes]], lost: bool, full: bool
@@ -108,6 +109,7 @@ def test_any_page_of_events_is_read(
     assert parse_page(page_of(data, 8192, lost), FORMAT) == (expected, lost)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_page_does_more_than_raise(data: bytes) -> None:
     try:
@@ -126,6 +128,7 @@ def test_a_truncated_event_is_not_passed_over() -> None:
 
 
 # Sectors on a disk of 40 MiB whose record begins 1 MiB before it.
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 90_000), st.integers(0, 3000)), max_size=40))
 def test_dirty_map_has_every_page_written_and_no_other(made: list[tuple[int, int]]) -> None:
     start, size = MIB, 40 * MIB + 512
