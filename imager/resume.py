@@ -252,6 +252,8 @@ class _Cursor:
     def passes(self, segment: Segment, item: IndexItem) -> bool:
         """Whether frames and record of the next segment follow each other without a gap."""
         for entry in segment.entries:
+            if entry.kind == ChunkKind.PARENT:
+                continue  # no frame
             self._pass_part()
             if entry.offset != self._offset:
                 return False

@@ -25,12 +25,13 @@ from imager.image.codec import ChunkDecoder
 from imager.image.format import ChunkKind
 from imager.image.index import Segment
 from imager.image.reader import ImageReader
+from tests.bench_increments import increments
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
-_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps"]
+_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments"]
 
 
 def main() -> None:
@@ -49,6 +50,8 @@ def main() -> None:
         for part in (capture, check, restore, chunks):
             if part.__name__ in arguments.what:
                 part(folder, source, arguments.runs)
+        if "increments" in arguments.what:
+            increments(folder, source, arguments.runs)
         if "memory" in arguments.what:
             memory(folder)
         if "maps" in arguments.what:

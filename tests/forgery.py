@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import zstandard
@@ -32,11 +33,11 @@ from imager.image.format import (
     Tag,
     Version,
 )
-from imager.image.frames import skippable, zero_frame
+from imager.image.frames import guard_frame, skippable, zero_frame
 from imager.image.hashing import ContentDigest, hash_algorithm
 from imager.image.head import dump
 from imager.image.index import encode_index
-from imager.image.opening import plain_opening
+from imager.image.opening import is_guarded, plain_opening
 from imager.image.records import OVERHEAD, encode_record
 from tests.image_files import CHUNK, UUID, Disk
 
@@ -100,6 +101,10 @@ class Forgery:
     footer: dict[str, Any] = field(default_factory=dict)
     seek_entries: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = _same
     seek_frames: int | None = None
+    uuid: bytes = UUID
+    opening: bytes = plain_opening(DISK.size, False)
+    bases: list[bytes] = field(default_factory=list)
+    """Encoded bases of deltas."""
 
     def build(self) -> bytes:
         """The image."""
@@ -111,13 +116,16 @@ class Forgery:
             seek.append((len(frame), decoded))
             return len(out) - len(frame)
 
-        opening = plain_opening(DISK.size, False)
-        emit(opening)
-        head = record(Tag.HEAD, self._version() + self._head_json())
+        guard = len(guard_frame()) if is_guarded(self.opening) else 0
+        if guard:
+            emit(self.opening[:guard])
+        emit(self.opening[guard:])
+        sealed = partial(record, uuid=self.uuid)
+        head = sealed(Tag.HEAD, self._version() + self._head_json())
         emit(head)
         entries = []
         for chunk in self.chunks:
-            offset = emit(chunk.frame, chunk.size)
+            offset = emit(chunk.frame, chunk.size) if chunk.frame else len(out)
             entry = Entry(
                 offset,
                 len(chunk.frame),
@@ -131,9 +139,9 @@ class Forgery:
             )
             entries.append(entry._replace(**chunk.lies))
         payload = self.segment(self._segment(entries))
-        segment_offset = emit(record(Tag.SEGMENT, payload))
-        emit(record(Tag.SEPARATOR, bytes(SEPARATOR_SIZE)))
-        copy_offset = emit(record(Tag.SEGMENT_COPY, payload))
+        segment_offset = emit(sealed(Tag.SEGMENT, payload))
+        emit(sealed(Tag.SEPARATOR, bytes(SEPARATOR_SIZE)))
+        copy_offset = emit(sealed(Tag.SEGMENT_COPY, payload))
         start, end = SEGMENT_HEADER.unpack_from(payload.ljust(SEGMENT_HEADER.size, b"\0"))[2:4]
         item = IndexItem(
             start,
@@ -145,13 +153,13 @@ class Forgery:
             ALGORITHM.digest(payload),
         )
         manifest_json = {"head": self.manifest_head or self.head, **self.manifest}
-        manifest = record(Tag.MANIFEST, self._version() + dump(manifest_json))
+        manifest = sealed(Tag.MANIFEST, self._version() + dump(manifest_json))
         if self.head_json is not None:
             text = b'{"head":' + self.head_json + b',"verdict":"ok"}'
-            manifest = record(Tag.MANIFEST, self._version() + text)
+            manifest = sealed(Tag.MANIFEST, self._version() + text)
         manifest_offset = emit(manifest)
         encoded = b"".join(INDEX_ITEM.pack(*each) for each in self.items([item]))
-        index = record(Tag.INDEX, self.index(encode_index(encoded, OVERHEAD)))
+        index = sealed(Tag.INDEX, self.index(encode_index(encoded, OVERHEAD)))
         for size in (FOOTER_RECORD_SIZE, len(index), FOOTER_RECORD_SIZE):
             seek.append((size, 0))
         index_offset = len(out) + FOOTER_RECORD_SIZE
@@ -173,14 +181,14 @@ class Forgery:
             index_size=len(index),
             seek_table_offset=seek_offset,
             seek_table_size=len(table),
-            opening_hash=ALGORITHM.digest(opening),
+            opening_hash=ALGORITHM.digest(self.opening),
             head_hash=ALGORITHM.digest(head),
             manifest_hash=ALGORITHM.digest(manifest),
             index_hash=ALGORITHM.digest(index),
             seek_table_hash=ALGORITHM.digest(table),
             content_digest=digest.result(),
         )._replace(**self.footer)
-        foot = record(Tag.FOOTER, FOOTER.pack(*footer))
+        foot = sealed(Tag.FOOTER, FOOTER.pack(*footer))
         return bytes(out) + foot + index + foot + table
 
     def _version(self) -> bytes:
@@ -197,15 +205,15 @@ class Forgery:
             start=0,
             end=DISK.size,
             maps=len(self.maps) if self.map_count is None else self.map_count,
-            bases=0,
+            bases=len(self.bases),
         )._replace(**self.segment_header)
         packed = [ENTRY.pack(*entry) for entry in entries]
-        return b"".join([SEGMENT_HEADER.pack(*header), *packed, *self.maps])
+        return b"".join([SEGMENT_HEADER.pack(*header), *packed, *self.bases, *self.maps])
 
 
-def record(tag: bytes, payload: bytes) -> bytes:
+def record(tag: bytes, payload: bytes, uuid: bytes = UUID) -> bytes:
     """A record with the right hash."""
-    return encode_record(tag, UUID, ALGORITHM, payload)
+    return encode_record(tag, uuid, ALGORITHM, payload)
 
 
 def encoded_map(kind: int, *bounds: int, count: int | None = None) -> bytes:

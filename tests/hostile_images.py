@@ -200,7 +200,7 @@ SEGMENTS = {
             (1, "kind", 255),
             (0, "kind", 2),
             (0, "flags", 1),
-            (0, "reserved", 1),
+            (0, "bases", 1),
             (0, "reference", 1),
         ]
     },

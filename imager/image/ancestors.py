@@ -49,7 +49,9 @@ def find_parent(child: ImageReader) -> ImageReader:
     for path in _candidates(reference, folder):
         try:
             found = ImageReader(path)
-        except (ImageError, ReadFailedError):
+        except (ImageError, ReadFailedError) as error:
+            if _uuid_of(path) == reference.uuid:
+                doubt = f"cannot be used: {error}"
             continue
         if found.uuid == reference.uuid:
             why = _why_not(found, child, reference)
