@@ -67,8 +67,16 @@ class LoopDevice:
         raise AssertionError(f"{self.path} is still attached: something holds it open")
 
     def scan(self) -> None:
-        """Make nodes for the partitions that the table has now."""
-        subprocess.run(["partx", "--delete", self.path], capture_output=True, check=False)
+        """Make nodes for the partitions that the table has now.
+
+        Tried more than once: whoever looks at new devices may hold an old partition for a moment.
+        """
+        for _attempt in range(20):
+            subprocess.run(["partx", "--delete", self.path], capture_output=True, check=False)
+            added = subprocess.run(["partx", "--add", self.path], capture_output=True, check=False)
+            if added.returncode == 0:
+                return
+            time.sleep(0.1)
         run("partx", "--add", self.path)
 
     def partition(self, number: int) -> Path:
