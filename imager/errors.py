@@ -65,6 +65,12 @@ class MissingToolError(ImagerError):
     exit_code = 9
 
 
+class NotCaughtError(ImagerError):
+    """A disk in use could not be caught at one instant; no image was kept. Worth another try."""
+
+    exit_code = 11
+
+
 class NotUnderstoodError(Exception):
     """A parser's proof failed: the structure is unknown, inconsistent or damaged.
 

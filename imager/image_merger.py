@@ -7,9 +7,8 @@ final maps ────┘    ──► regions with their new frames ──► 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from imager.chunks import ChunkRun
 from imager.extents import Extents
@@ -31,10 +30,10 @@ from imager.image.segments import SegmentBuilder
 from imager.image.sink import FileSink
 from imager.image.writer import ImageWriter
 from imager.image_filler import Encoded, ImageFiller
+from imager.image_regions import RegionWriter, Work
 from imager.live.patches import Patches
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, ordered_map
-from imager.zero_runs import ZeroRuns
 
 _MOST_ENTRIES = MAX_SEGMENT_ENTRIES // 4
 """A segment that is patched may have more entries than a new one before it is cut in two."""
@@ -63,23 +62,6 @@ class Merged:
     """Bytes of frames that had to be written to another place."""
 
 
-class _Work(NamedTuple):
-    """What becomes of one chunk, or of several that stay as they are."""
-
-    start: int
-    end: int
-    entry: Entry
-    base: Base | None
-    unreadable: list[tuple[int, int]]
-    parent_hash: bytes | None
-    """Of each chunk, in an image with a parent."""
-    touched: bool
-    """Whether the content changes; then it is one chunk."""
-    patches: list[tuple[int, bytes]]
-    region: tuple[int, int, bytes] | None = None
-    """The region that ends behind it: where it lay, and its segment's payload."""
-
-
 class ImageMerger:
     """One merge: the filler's image becomes what the disk was at the instant of the freeze."""
 
@@ -94,8 +76,6 @@ class ImageMerger:
     ) -> None:
         """`before` are the maps by which the filler has read, `after` and `head` the final ones."""
         self._filler = filler
-        self.chunk_size = head.chunk_size
-        self.disk_size = head.disk_size
         self._sink = sink
         self._patches = patches
         self._head = head
@@ -113,7 +93,7 @@ class ImageMerger:
         self._sink.settle()
         self._patches.rewind()
         total = self._touched.total
-        region = _Region(self, self._rewrite)
+        region = self._region_writer()
         done = 0
         try:
             progress("merge", 0, total)
@@ -161,31 +141,21 @@ class ImageMerger:
         self._sink.truncate(writer.size)
         return merged
 
-    def region_builder(self) -> SegmentBuilder:
+    def _region_writer(self) -> RegionWriter:
         """For all regions, one after the other."""
         maps = {RangeKind.UNUSED: self._after.unused, RangeKind.EXCLUDED: self._after.excluded}
         most_bytes = MAX_SEGMENT_FRAMES - max_frame(self._head.chunk_size)
-        return SegmentBuilder(self._filler.algorithm, maps, _MOST_ENTRIES, most_bytes)
-
-    def zero_runs(self, region: _Region) -> ZeroRuns:
-        """For the zeros in a region."""
-        return ZeroRuns(region, self._filler.encoder, self._head.chunk_size)
-
-    def maps_differ(self, work: _Work) -> bool:
-        """Whether the parent's maps are not those of the work's range."""
+        builder = SegmentBuilder(self._filler.algorithm, maps, _MOST_ENTRIES, most_bytes)
         parent = self._parent
-        return parent is not None and parent.maps_differ(work.start, work.end, work.unreadable)
+        differ = parent.maps_differ if parent else lambda start, end, unreadable: False
+        return RegionWriter(self._rewrite, builder, self._filler.encoder, self._head, differ)
 
-    def chunks(self, size: int) -> int:
-        """How many chunks `size` bytes are."""
-        return -(-size // self._head.chunk_size)
-
-    def _work(self) -> Iterator[_Work]:
+    def _work(self) -> Iterator[Work]:
         """The whole disk in order."""
         for region in self._filler.writer.written_regions():
             payload = region[2]
             segment = decode_segment(payload, self._head)
-            waiting: _Work | None = None
+            waiting: Work | None = None
             for start, end, entry in segment.placed(self._head.chunk_size):
                 for work in self._of_entry(segment, start, end, entry):
                     if waiting is not None:
@@ -194,7 +164,7 @@ class ImageMerger:
             if waiting is not None:
                 yield waiting._replace(region=region)
 
-    def _of_entry(self, segment: Segment, start: int, end: int, entry: Entry) -> Iterator[_Work]:
+    def _of_entry(self, segment: Segment, start: int, end: int, entry: Entry) -> Iterator[Work]:
         base = segment.bases[entry.reference] if entry.kind == ChunkKind.DELTA else None
         inherited = entry.kind == ChunkKind.PARENT
         if self._parent is None or not (inherited or self._touched.count(start, end)):
@@ -211,7 +181,7 @@ class ImageMerger:
         entry: Entry,
         base: Base | None,
         parent_hash: bytes | None,
-    ) -> Iterator[_Work]:
+    ) -> Iterator[Work]:
         """[start, end) as untouched runs and single chunks that are touched."""
         chunk_size = self._head.chunk_size
         while start < end:
@@ -219,13 +189,13 @@ class ImageMerger:
             first = end if touched is None else min(touched // chunk_size * chunk_size, end)
             if start < first:
                 unreadable = self._unreadable(segment, start, first, entry)
-                yield _Work(start, first, entry, base, unreadable, parent_hash, False, [])
+                yield Work(start, first, entry, base, unreadable, parent_hash, False, [])
             if first == end:
                 return
             stop = min(first + chunk_size, end)
             unreadable = self._unreadable(segment, first, stop, entry)
             patches = self._patches.within(first, stop)
-            yield _Work(first, stop, entry, base, unreadable, parent_hash, True, patches)
+            yield Work(first, stop, entry, base, unreadable, parent_hash, True, patches)
             start = stop
 
     def _unreadable(
@@ -237,7 +207,7 @@ class ImageMerger:
             ranges = segment.map(RangeKind.UNREADABLE).clip(start, end)
         return list((ranges - self._patches.covered) & self._after.used) if ranges else []
 
-    def _encode(self, work: _Work) -> tuple[_Work, Encoded | None]:
+    def _encode(self, work: Work) -> tuple[Work, Encoded | None]:
         """The new content of a chunk, in a thread; nothing for what stays."""
         if not work.touched:
             return work, None
@@ -251,7 +221,7 @@ class ImageMerger:
         run = ChunkRun(start, end, used)
         return work, self._filler.encode(run, chunk, work.unreadable, work.parent_hash)
 
-    def _content(self, work: _Work) -> bytes | memoryview:
+    def _content(self, work: Work) -> bytes | memoryview:
         """What the image has of one chunk so far."""
         size = work.end - work.start
         entry, base, parent = work.entry, work.base, self._parent
@@ -268,103 +238,3 @@ class ImageMerger:
             dictionary = bytes(parent.read_chunk(base.offset, base.content_hash))
             content = self._decoder.decode(frame, entry, size, lambda _: dictionary)
         return bytes(size) if content is None else content
-
-
-class _Region:
-    """Makes the new segments of one region after the other; a writer for its runs of zeros."""
-
-    def __init__(self, merger: ImageMerger, rewrite: Rewrite) -> None:
-        self._merger = merger
-        self._rewrite = rewrite
-        self._builder = merger.region_builder()
-        self._zeros = merger.zero_runs(self)
-        self._segments: list[Segment] = []
-        self._noted: list[tuple[int, int]] = []
-        self.count_ranges = self._builder.count_ranges
-
-    def add(self, work: _Work, encoded: Encoded | None) -> None:
-        """The next chunks, as they were or as they are now."""
-        kind = work.entry.kind
-        if encoded is None and kind == ChunkKind.PARENT:
-            self._add_parents(work, work.parent_hash or b"")
-        elif encoded is None and kind == ChunkKind.ZERO:
-            self._add_old_zeros(work)
-        elif encoded is None:
-            self._zeros.flush()
-            self.add_unreadable(work.unreadable)
-            self._add(work.entry, work.end - work.start, work.base)
-        elif encoded.unchanged:
-            self._add_parents(work, encoded.content_hash)
-        elif encoded.frame is None:
-            self._zeros.add(work.start, work.end, work.unreadable)
-        else:
-            self._zeros.flush()
-            self.add_unreadable(work.unreadable)
-            kind = ChunkKind.DATA if encoded.base is None else ChunkKind.DELTA
-            self._add_new(
-                encoded.frame,
-                (kind, 1, encoded.content_hash, encoded.frame_hash),
-                work.end - work.start,
-                encoded.base,
-            )
-
-    def finish(self) -> list[Segment]:
-        """The region's segments; the next region begins."""
-        self._zeros.flush()
-        if not self._builder.empty:
-            self._segments.append(self._builder.build())
-        segments, self._segments = self._segments, []
-        return segments
-
-    def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """As `ImageWriter.add_unreadable`."""
-        self._noted += ranges
-
-    def add_zeros(self, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
-        """As `ImageWriter.add_zeros`."""
-        size = chunks * self._merger.chunk_size
-        left = self._merger.disk_size - self._builder.position
-        self._add_new(
-            frame, (ChunkKind.ZERO, chunks, content_hash, frame_hash), min(size, left), None
-        )
-
-    def _add_old_zeros(self, work: _Work) -> None:
-        """A run that stays keeps its frame; of one that is cut a part needs another."""
-        if self._merger.chunks(work.end - work.start) == work.entry.chunks:
-            self._zeros.flush()
-            self.add_unreadable(work.unreadable)
-            self._add(work.entry, work.end - work.start, None)
-        else:
-            self._zeros.add(work.start, work.end, work.unreadable)
-
-    def _add_parents(self, work: _Work, content_hash: bytes) -> None:
-        self._zeros.flush()
-        own = self._merger.maps_differ(work)
-        if own:
-            self.add_unreadable(work.unreadable)
-        self._make_room()
-        size = work.end - work.start
-        self._builder.add_parents(0, content_hash, self._merger.chunks(size), size, own)
-
-    def _add_new(
-        self,
-        frame: bytes,
-        described: tuple[ChunkKind, int, bytes, bytes],
-        size: int,
-        base: Base | None,
-    ) -> None:
-        kind, chunks, content_hash, frame_hash = described
-        offset = self._rewrite.add_frame(frame)
-        entry = Entry(offset, len(frame), chunks, kind, 0, 0, 0, content_hash, frame_hash)
-        self._add(entry, size, base)
-
-    def _add(self, entry: Entry, size: int, base: Base | None) -> None:
-        self._builder.end_run()
-        self._make_room()
-        self._builder.add(entry._replace(bases=0, reference=0), size, base)
-
-    def _make_room(self) -> None:
-        if self._builder.is_full():
-            self._segments.append(self._builder.build())
-        self._builder.add_unreadable(self._noted)
-        self._noted = []

@@ -248,7 +248,7 @@ def test_what_is_mounted_meanwhile_spoils_the_capture(ext4: LiveDisk, tmp_path: 
         hook = f"mount {inner.path} {place}"
         try:
             message = failure(
-                "capture", ext4.path, image, "--before-freeze", hook, "--max-pause", "50", status=1
+                "capture", ext4.path, image, "--before-freeze", hook, "--max-pause", "50", status=11
             )
             assert "late was mounted while the disk was captured" in message
         finally:

@@ -40,6 +40,7 @@ Exit status:
   7  writing failed (disk full, device error)
   8  what was compared differs
   9  a program or package that is needed is not installed
+  11 a disk in use could not be caught at one instant; try again
   70 a fault in imager itself
   130, 143  interrupted, terminated
 """

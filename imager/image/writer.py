@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from imager.errors import RefusedError, UsageError, WriteFailedError
+from imager.errors import RefusedError, WriteFailedError
 from imager.extents import Extents
 from imager.image.format import (
     FOOTER,
@@ -30,7 +30,6 @@ from imager.image.format import (
     SEEK_FOOTER,
     SEEKABLE_MAGIC,
     SEEKABLE_MAX_FRAMES,
-    SEGMENT_ENTRIES,
     SEPARATOR_SIZE,
     SKIPPABLE,
     SKIPPABLE_SEEK_TABLE,
@@ -381,28 +380,3 @@ class ImageWriter:
             content_digest=self._digest.result(),
         )
         return footer, table
-
-
-def require_room(head: Head, used: Extents, split: int | None) -> None:
-    """UsageError where index and seek table of the chunks in use would not fit at the end.
-
-    So it is said before anything is written; `finish` counts the frames that came of them.
-    """
-    chunks = used.total // head.chunk_size + 2 * len(used)
-    if _fits(chunks, split):
-        return
-    chunks = used.align(head.chunk_size).total // head.chunk_size
-    if not _fits(chunks, None):
-        raise UsageError(f"{chunks} chunks are too many for one image: use a larger --chunk-size")
-    if not _fits(chunks, split):
-        raise UsageError(
-            f"the last part cannot hold the index of {chunks} chunks: "
-            "use a larger --split or --chunk-size"
-        )
-
-
-def _fits(chunks: int, split: int | None) -> bool:
-    segments = chunks // SEGMENT_ENTRIES
-    frames = chunks + 2 * segments
-    size = frames * SEEK_ENTRY.size + segments * INDEX_ITEM.size
-    return frames <= SEEKABLE_MAX_FRAMES and (split is None or size <= split)

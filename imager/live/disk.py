@@ -13,7 +13,7 @@ from typing import Self
 
 from imager.disk.source import SourceDevice
 from imager.disk.system import System
-from imager.errors import ImagerError, RefusedError
+from imager.errors import NotCaughtError, RefusedError
 from imager.extents import Extents
 from imager.filesystems import Volume, is_known
 from imager.layout.analyse import Analysis, Identify
@@ -40,7 +40,7 @@ Analyse = Callable[[Volume, Identify, tuple[Gap, ...]], Analysis]
 """Finds out what is in use on a volume, given how blkid is asked and which gaps are known."""
 
 
-class HookError(ImagerError):
+class HookError(NotCaughtError):
     """A command that was to run before the freeze failed."""
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from imager.errors import ImagerError, RefusedError
+from imager.errors import NotCaughtError, RefusedError
 from imager.live import abi, watchdog
 
 _PATIENCE = 10.0
 """Seconds in which the watchdog must have come up."""
 
 
-class FreezeError(ImagerError):
+class FreezeError(NotCaughtError):
     """The file systems could not be held still, or not for as long as was needed."""
 
 

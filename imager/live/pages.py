@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from struct import Struct, error
 
-from imager.errors import ImagerError
+from imager.errors import NotCaughtError
 
 _LENGTH = 0xFFFFF
 _MISSED = 1 << 31
@@ -30,7 +30,7 @@ _FIELD = re.compile(
 _ID = re.compile(r"^ID: (\d+)$", re.MULTILINE)
 
 
-class TraceFormatError(ImagerError):
+class TraceFormatError(NotCaughtError):
     """The kernel's trace data does not look as it should: writes cannot be followed."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from imager.errors import ImagerError
+from imager.errors import NotCaughtError
 from imager.extents import Extents
 from imager.live.patches import READ_ACROSS, Patches
 from imager.wording import format_size
@@ -32,7 +32,7 @@ _LAST_ROUND = 1 << 26
 """Bytes read inside the freeze that stay in memory."""
 
 
-class TooBusyError(ImagerError):
+class TooBusyError(NotCaughtError):
     """The disk is written faster than it can be read: no short pause would do."""
 
 

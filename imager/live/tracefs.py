@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imager.errors import ImagerError
+from imager.errors import NotCaughtError
 from imager.live.pages import PageFormat, page_format
 
 EVENT = "events/block/block_rq_complete"
@@ -32,7 +32,7 @@ _MNT_DETACH = 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-class TracingError(ImagerError):
+class TracingError(NotCaughtError):
     """The kernel cannot, or may not, tell which sectors are written."""
 
 

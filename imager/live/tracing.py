@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from imager.errors import ImagerError, RefusedError
+from imager.errors import ImagerError, NotCaughtError, RefusedError
 from imager.extents import Extents
 from imager.live.dirty import DirtyMap
 from imager.live.pages import TraceFormatError, parse_page
@@ -25,7 +25,7 @@ _INTERVAL = 0.05
 """Seconds between two looks into the kernel's buffers, which hold some 150,000 events each."""
 
 
-class LostWritesError(ImagerError):
+class LostWritesError(NotCaughtError):
     """Some writes were not recorded: what was read cannot be trusted."""
 
 
