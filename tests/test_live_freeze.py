@@ -219,8 +219,9 @@ def test_each_superblock_is_found_once_and_inner_ones_first(tmp_path: Path) -> N
                     Superblocks(live.path) as found,
                 ):
                     places = [Path(one.place) for one in found.all]
-                    assert places[0] == tmp_path / "in-file"
-                    assert set(places[1:]) == set(live.places)
+                    waves = dict(zip(places, (one.wave for one in found.all), strict=True))
+                    assert waves == {tmp_path / "in-file": 0, outer: 0, live.places[1]: 1}
+                    assert places[-1] == live.places[1]
                     with Freezer(found.all, 50) as freezer, freezer.frozen():
                         pass
                     assert freezer.pause.seconds > 0

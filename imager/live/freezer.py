@@ -11,9 +11,12 @@ import errno
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
@@ -40,6 +43,10 @@ class Held(Protocol):
     def place(self) -> str:
         """Where it is mounted, for a person."""
 
+    @property
+    def wave(self) -> int:
+        """Those of one wave are frozen together, the lowest first."""
+
 
 class Pause(NamedTuple):
     """A freeze that is over."""
@@ -54,10 +61,12 @@ class Freezer:
     """Freezes and thaws a list of file systems, under the eyes of a watchdog."""
 
     def __init__(self, held: Sequence[Held], limit: float) -> None:
-        """For these, in the order in which they are to be frozen, for at most `limit` seconds."""
+        """For these, in the order of their waves, for at most `limit` seconds."""
         self._held = held
+        self._threads = ThreadPoolExecutor(max(len(held), 1), thread_name_prefix="freeze")
         self._limit = limit
         self._frozen: list[int] = []
+        self._lock = threading.Lock()
         self._expired = False
         self._pause: Pause | None = None
         self.unable: set[int] = set()
@@ -88,6 +97,7 @@ class Freezer:
         if not ready:
             self._end()
             raise FreezeError("the process that limits the pause does not start: nothing is frozen")
+        ours.setblocking(True)
         return self
 
     def __exit__(
@@ -119,8 +129,8 @@ class Freezer:
         """
         begun = clock()
         try:
-            for position in range(len(self._held)):
-                self._freeze(position)
+            for _, wave in groupby(range(len(self._held)), lambda at: self._held[at].wave):
+                self._freeze_together(list(wave))
             instant = time.time()
             yield
         except BaseException:
@@ -134,6 +144,16 @@ class Freezer:
                 f"{self._limit:g} s): nothing of this capture is kept; try again, or allow more "
                 "with --max-pause"
             )
+
+    def _freeze_together(self, positions: list[int]) -> None:
+        """Freeze one wave; whatever happens, none of it is still under way afterwards."""
+        running = [self._threads.submit(self._freeze, position) for position in positions]
+        try:
+            wait(running)
+        finally:
+            wait(running)
+        for one in running:
+            one.result()
 
     def _freeze(self, position: int) -> None:
         if position in self.unable:
@@ -156,11 +176,13 @@ class Freezer:
         except BaseException:
             self._tell(watchdog.THAWED, position)
             raise
-        self._frozen.append(position)
+        with self._lock:
+            self._frozen.append(position)
 
     def _thaw_all(self) -> str:
         """Thaw in the opposite order; returns a place that was not frozen any more, or nothing."""
         lost = ""
+        self._frozen.sort()  # the last wave goes on first
         while self._frozen:
             position = self._frozen.pop()
             try:
@@ -168,13 +190,13 @@ class Freezer:
             except OSError:
                 lost = self._held[position].place
             self._tell(watchdog.THAWED, position)
-        self._channel.setblocking(False)
         with contextlib.suppress(OSError):  # it has nothing to say
-            self._expired = self._expired or self._channel.recv(1) == watchdog.EXPIRED
+            self._expired = (
+                self._expired or self._channel.recv(1, socket.MSG_DONTWAIT) == watchdog.EXPIRED
+            )
         return lost
 
     def _tell(self, kind: bytes, position: int) -> None:
-        self._channel.setblocking(True)
         try:
             self._channel.send(watchdog.message(kind, position))
         except OSError:
@@ -184,5 +206,6 @@ class Freezer:
                 ) from None
 
     def _end(self) -> None:
+        self._threads.shutdown()
         self._channel.close()
         self._process.wait()

@@ -29,12 +29,20 @@ class Superblock(NamedTuple):
     fs_type: str
     place: str
     """Where it is mounted, for a person."""
+    own: frozenset[str]
+    """The devices that it calls its own, by the kernel's names."""
     devices: frozenset[str]
-    """What it lies on, by the kernel's names, from its own device down to the disk."""
+    """All that it lies on, from its own devices down to the disk."""
+    wave: int = 0
+    """Those of one wave can be frozen at the same time; the lowest comes first."""
+
+    def is_above(self, other: Superblock) -> bool:
+        """Whether it writes through the other one: it lies in a file of it."""
+        return bool(self.devices & other.own) and not self.own & other.own
 
 
 class Superblocks:
-    """The writable ones on a disk, in the order in which they are to be frozen.
+    """The writable ones on a disk, those that are to be frozen first before the others.
 
     What lies in a file of another comes before it: else its last writes could not reach the disk.
     """
@@ -44,7 +52,7 @@ class Superblocks:
         self._stack = ExitStack()
         self._source = source
         try:
-            self.all = sorted(self._open(), key=lambda one: -len(one.devices))
+            self.all = _in_waves(list(self._open()))
         except BaseException:
             self._stack.close()
             raise
@@ -65,13 +73,13 @@ class Superblocks:
         is as it was. One that was unmounted meanwhile is at rest, and no matter.
         """
         known = {one.device for one in self.all}
-        for device, mounts, _ in _on_disk(System(), self._source):
+        for device, mounts, _, _ in _on_disk(System(), self._source):
             if device not in known:
                 return mounts[0].place
         return None
 
     def _open(self) -> Iterator[Superblock]:
-        for device, mounts, devices in _on_disk(System(), self._source):
+        for device, mounts, own, devices in _on_disk(System(), self._source):
             fd = _first_reachable(mounts)
             if fd is None:
                 raise RefusedError(
@@ -79,24 +87,38 @@ class Superblocks:
                     "its mount point is hidden below another: unmount what covers it"
                 )
             self._stack.callback(os.close, fd)
-            yield Superblock(fd, device, mounts[0].fs_type, mounts[0].place, devices)
+            yield Superblock(fd, device, mounts[0].fs_type, mounts[0].place, own, devices)
 
 
-def _on_disk(system: System, source: Path) -> list[tuple[int, list[Mount], frozenset[str]]]:
-    """Device number, mounts and devices of each writable file system on the disk."""
+def _in_waves(found: list[Superblock]) -> list[Superblock]:
+    """Each with its wave, which is later than those of all that are above it."""
+    waves = [0] * len(found)
+    for _ in found:  # as often as the deepest stack is high
+        for position, lower in enumerate(found):
+            above = [waves[n] + 1 for n, upper in enumerate(found) if upper.is_above(lower)]
+            waves[position] = max(above, default=0)
+    placed = [one._replace(wave=wave) for one, wave in zip(found, waves, strict=True)]
+    return sorted(placed, key=lambda one: one.wave)
+
+
+def _on_disk(
+    system: System, source: Path
+) -> list[tuple[int, list[Mount], frozenset[str], frozenset[str]]]:
+    """Device number, mounts, own and all devices of each writable file system on the disk."""
     name = system.name_of_path(source)
     below = system.storage(name) if name else frozenset()
-    found: dict[int, tuple[list[Mount], frozenset[str]]] = {}
+    found: dict[int, tuple[list[Mount], frozenset[str], frozenset[str]]] = {}
     for mount in system.mounts:
         if not mount.writable or mount.fs_type == "overlay":
             continue  # an overlay writes through the file systems that it shows
         if mount.device in found:
             found[mount.device][0].append(mount)
             continue
-        devices = system.layers(system.mount_devices(mount), True)
+        own = system.mount_devices(mount)
+        devices = system.layers(own, True)
         if system.any_overlap(devices, below):
-            found[mount.device] = ([mount], devices)
-    return [(device, mounts, devices) for device, (mounts, devices) in found.items()]
+            found[mount.device] = ([mount], own, devices)
+    return [(device, *rest) for device, rest in found.items()]
 
 
 def _first_reachable(mounts: list[Mount]) -> int | None:
