@@ -110,6 +110,7 @@ class LiveDisk:
             }
             self._view = RememberedVolume(self._device, mounted)
             self._stack = stack.pop_all()
+            self._stack.callback(abi.unlock_memory)
         return self
 
     def __exit__(
@@ -153,6 +154,7 @@ class LiveDisk:
             _FREEZE_SECONDS * len(self._superblocks.all),
         )
         precopy.run()
+        abi.lock_memory()
         with Freezer(self._superblocks.all, self._settings.limits.most) as freezer:
             _run_hook(self._settings.before_freeze, "--before-freeze")
             warning = ""
@@ -204,6 +206,8 @@ class LiveDisk:
         self._sync()
         precopy.round()
         precopy.require_short()
+        # What is left to be written now is not left to the freeze, which would have to wait for it.
+        self._sync()
 
     def _freeze(self, freezer: Freezer, precopy: Precopy, first: Analysis) -> Pause:
         def unread() -> Extents:
@@ -215,7 +219,6 @@ class LiveDisk:
         writes_bytecode = sys.dont_write_bytecode
         # Nothing here may be written to what is frozen: no message, no log, no page of memory.
         sys.dont_write_bytecode = True
-        abi.lock_memory()
         try:
             with freezer.frozen():
                 for position in freezer.unable:
@@ -224,7 +227,6 @@ class LiveDisk:
                 self._require_same_users()
                 self._settings.inside()
         finally:
-            abi.unlock_memory()
             sys.dont_write_bytecode = writes_bytecode
         return freezer.pause
 
