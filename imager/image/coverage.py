@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from imager.errors import ImageError, ReadFailedError
@@ -139,16 +140,22 @@ class Coverage:
         """Free space up to `offset`: records of zeros, which nothing else names."""
         while self._following and self._position < offset:
             try:
-                record = self._image.read_record(self._position, MAX_FREE_RECORD, Tag.FREE)
-                size = len(record.payload) + OVERHEAD
-                if any(record.payload) or self._position + size > offset:
-                    raise ImageError("it holds something")
+                size = self._free_record()
+                if self._position + size > offset:
+                    raise ImageError("it reaches too far")
             except (ImageError, ReadFailedError) as error:
                 self._image.problems.add(f"free space at byte {self._position}: {error}")
                 self._pass_gap(offset)
                 return
             self._compare(size, 0)
             self._position += size
+
+    def _free_record(self) -> int:
+        """The size of the free space here; ImageError where there is none, or it is damaged."""
+        record = self._image.read_record(self._position, MAX_FREE_RECORD, Tag.FREE)
+        if any(record.payload):
+            raise ImageError("it holds something")
+        return len(record.payload) + OVERHEAD
 
     def _lose_seek_table(self) -> None:
         self._seek_entries = None
@@ -191,6 +198,11 @@ class Coverage:
         if not self._following or self._gap_allowed:
             return
         self._pass_part()
+        with contextlib.suppress(ImageError, ReadFailedError):  # what is not free is the separator
+            while self._image.head.incompatible & INCOMPATIBLE_FREE:
+                size = self._free_record()
+                self._compare(size, 0)
+                self._position += size
         try:
             record = self._image.read_record(self._position, SEPARATOR_SIZE, Tag.SEPARATOR)
             if record.payload != bytes(SEPARATOR_SIZE):

@@ -6,9 +6,10 @@ then all places are fixed, and then the file is changed from its end to its begi
     before   | head | frames SEGM free | frames SEGM free | frames SEGM free |
     after    | head | frames SEGM  free| more frames  SEGM | frames SEGM free|
 
-Nothing ever moves to the front, so going backwards overwrites nothing that is still needed. Where
-the free space behind a region suffices nothing moves at all; else those behind it move, until their
-own free space has taken it up.
+Nothing ever moves to the front, so going backwards overwrites nothing that is still needed. A frame
+that fits where the old one was leaves all others in their places, with free space between. Else what
+follows moves, in the region and, where its free space does not suffice, in those behind it, until
+theirs has taken it up.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Rewrite:
         self._before = array("Q")
         self._ends_before = array("Q")
         self._used_before = array("Q")
-        self._sizes = array("Q")
+        self._ends = array("Q")
         self._changed = bytearray()
         self._starts = array("Q")
         self.moved = 0
@@ -95,18 +96,15 @@ class Rewrite:
         where their frame lies in the image, or what `add_frame` gave.
         """
         payloads = [segment.encode() for segment in segments]
-        size = 0
-        for segment, payload in zip(segments, payloads, strict=True):
+        for payload in payloads:
             self._plans.write(len(payload).to_bytes(4, "little") + payload)
-            size += sum(entry.stored_size for entry in segment.entries) + len(payload) + OVERHEAD
         self._places.append(self._plans.tell())
         self._before.append(start)
         self._ends_before.append(end)
         self._used_before.append(used)
-        self._sizes.append(size)
-        entries = list(_placed(segments[0], start))
-        stays = len(segments) == 1 and replace(segments[0], entries=entries).encode() == before
-        frames = zip(segments[0].entries, entries, strict=True)
+        placed, _ = _placed(segments, start)
+        stays = [segment.encode() for segment in placed] == [before]
+        frames = zip(segments[0].entries, placed[0].entries, strict=True)
         self._changed.append(
             not stays or any(a.stored_size and a.offset != b.offset for a, b in frames)
         )
@@ -114,10 +112,13 @@ class Rewrite:
     def apply(self) -> None:
         """Change the image; WriteFailedError where that is impossible, and it is then of no use."""
         position = OPENING_SIZE + len(self._head_record)
-        for before, size in zip(self._before, self._sizes, strict=True):
+        for number, before in enumerate(self._before):
             start = _fitting(position, before)
             self._starts.append(start)
-            position = start + size
+            position = self._used_before[number]
+            if self._changed[number] or start != before:
+                _, position = _placed(self._plan(number), start)
+            self._ends.append(position)
         following = position
         for number in range(len(self._starts) - 1, -1, -1):
             self._write_region(number, following)
@@ -130,11 +131,8 @@ class Rewrite:
     def segments(self) -> Iterator[Segment]:
         """All segments as they are in the image now."""
         for number, start in enumerate(self._starts):
-            for segment in self._plan(number):
-                entries = list(_placed(segment, start))
-                yield replace(segment, entries=entries)
-                start += sum(entry.stored_size for entry in entries)
-                start += len(segment.encode()) + OVERHEAD
+            placed, _ = _placed(self._plan(number), start)
+            yield from placed
 
     def _plan(self, number: int) -> list[Segment]:
         start, end = self._places[number : number + 2]
@@ -148,17 +146,17 @@ class Rewrite:
 
     def _write_region(self, number: int, following: int) -> None:
         """Put one region where it belongs, and free space up to what follows."""
-        start = self._starts[number]
-        end = start + self._sizes[number]
+        start, end = self._starts[number], self._ends[number]
         if start != self._before[number] or self._changed[number]:
             segments = self._plan(number)
-            kept = self._kept(segments, start)
+            placed, _ = _placed(segments, start)
+            kept = self._kept(segments, placed)
             output = _Output(self._image, start)
-            for segment in segments:
-                entries = list(_placed(segment, output.position))
-                for old, entry in zip(segment.entries, entries, strict=True):
+            for segment, after in zip(segments, placed, strict=True):
+                for old, entry in zip(segment.entries, after.entries, strict=True):
                     if not entry.stored_size:
                         continue
+                    self._write_free(output, entry.offset)
                     if old.offset & NEW:
                         self._frames.seek(old.offset ^ NEW)
                         output.write(self._frames.read(old.stored_size))
@@ -167,8 +165,9 @@ class Rewrite:
                     else:
                         output.write(kept.pop(old.offset))
                         self.moved += old.stored_size
-                payload = replace(segment, entries=entries).encode()
-                output.write(encode_record(Tag.SEGMENT, self._uuid, self._algorithm, payload))
+                output.write(
+                    encode_record(Tag.SEGMENT, self._uuid, self._algorithm, after.encode())
+                )
         elif (end, following) == (self._used_before[number], self._ends_before[number]):
             return
         else:
@@ -176,15 +175,13 @@ class Rewrite:
         self._write_free(output, following)
         output.flush()
 
-    def _kept(self, segments: list[Segment], start: int) -> dict[int, bytes]:
+    def _kept(self, segments: list[Segment], placed: list[Segment]) -> dict[int, bytes]:
         """The frames that stay, but at another place: read before anything is overwritten."""
         kept: dict[int, bytes] = {}
-        for segment in segments:
-            for old, entry in zip(segment.entries, _placed(segment, start), strict=True):
+        for segment, after in zip(segments, placed, strict=True):
+            for old, entry in zip(segment.entries, after.entries, strict=True):
                 if entry.stored_size and not old.offset & NEW and old.offset != entry.offset:
                     kept[old.offset] = self._image.read(old.offset, old.stored_size)
-                start += entry.stored_size
-            start += len(segment.encode()) + OVERHEAD
         return kept
 
     def _write_free(self, output: _Output, end: int) -> None:
@@ -224,8 +221,24 @@ def _fitting(position: int, before: int) -> int:
     return position if position > before else position + OVERHEAD
 
 
-def _placed(segment: Segment, start: int) -> Iterator[Entry]:
-    """The entries with the places of their frames, the first at `start`."""
-    for entry in segment.entries:
-        yield entry._replace(offset=start)
-        start += entry.stored_size
+def _placed(segments: Sequence[Segment], position: int) -> tuple[list[Segment], int]:
+    """A region's segments, the first frame at `position`, with the places of all frames; its end.
+
+    A frame stays where it is if what comes before it allows that.
+    """
+    placed = []
+    for segment in segments:
+        entries: list[Entry] = []
+        for entry in segment.entries:
+            if entry.stored_size and entries and not entry.offset & NEW:
+                position = _fitting(position, entry.offset)
+            entries.append(entry._replace(offset=position))
+            position += entry.stored_size
+        placed.append(replace(segment, entries=entries))
+        position += len(placed[-1].encode()) + OVERHEAD
+    return placed, position
+
+
+def fits(size: int, room: int) -> bool:
+    """Whether a frame can take the place of one of `room` bytes while all others stay."""
+    return size == room or size + OVERHEAD <= room

@@ -139,7 +139,7 @@ class ImageStream:
                 if Footer(*FOOTER.unpack(record.payload)).content_digest != content_digest:
                     raise ImageError("the content digest differs from the chunks' hashes")
                 break
-            elif tag not in (Tag.SEPARATOR, Tag.SEGMENT_COPY, Tag.PART):
+            elif tag not in (Tag.SEPARATOR, Tag.SEGMENT_COPY, Tag.PART, Tag.FREE):
                 raise ImageError("the stream's end is not that of an image")
         if self.manifest is None:
             raise ImageError("the stream has no manifest")

@@ -152,10 +152,10 @@ class ImageWriter:
         self._account(len(self._head_record), 0)
         parts = [start for start in part_starts if start]
         for segment in segments:
-            if self._slack:
-                for size in free_sizes(segment.entries[0].offset - self._offset):
-                    self._account(size, 0)
             for start, end, entry in segment.placed(self._head.chunk_size):
+                if self._slack:
+                    for size in free_sizes(entry.offset - self._offset):
+                        self._account(size, 0)
                 if entry.kind == ChunkKind.PARENT:
                     for content_hash, chunks in inherited(start, end):
                         self._digest.add(content_hash, chunks)
