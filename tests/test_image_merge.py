@@ -284,6 +284,22 @@ def test_a_damaged_free_space_is_noticed_and_costs_nothing(tmp_path: Path) -> No
     assert check(image).verdict == "ok"
 
 
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    """Of the golden one: each 997th, and all around the beginnings of records."""
+    golden = Path(__file__).parent / "golden/1.1-live/live"
+    image = tmp_path / "image"
+    image.write_bytes(golden.read_bytes())
+    data = golden.read_bytes()
+    tags = (Tag.FREE, Tag.SEGMENT, Tag.HEAD, Tag.FOOTER)
+    places = {at for at in range(len(data)) if data.startswith(tags, at)}
+    near = {at + shift for at in places for shift in (-8, -4, 0, 4, 6, 8, 30)}
+    for offset in sorted(near | set(range(0, len(data), 997))):
+        flip_bits(image, offset)
+        assert check(image).verdict == "failed", offset
+        flip_bits(image, offset)
+    assert check(image).verdict == "ok"
+
+
 def test_it_is_restored_from_a_pipe(tmp_path: Path) -> None:
     image = tmp_path / "image"
     after = whole(noise(2, 200 * CHUNK))

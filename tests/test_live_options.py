@@ -172,6 +172,13 @@ def test_hooks_run_around_the_freeze(live: LiveDisk) -> None:
             assert not (look / "late").exists()
 
 
+def test_what_a_hook_prints_does_not_spoil_the_result(live: LiveDisk) -> None:
+    words = ("--json", "--before-freeze", "echo noise", "--max-pause", "50")
+    done = imager("capture", live.path, live.folder / "image", *words)
+    assert json.loads(done.out)["consistency"] == "frozen"
+    assert "noise" in done.err
+
+
 def test_a_hook_that_fails_before_leaves_no_image(live: LiveDisk) -> None:
     log = live.folder / "log"
     message = failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from imager.live.freezer import FreezeError, Freezer, Pause
 from imager.live.metadata import RememberedVolume
 from imager.live.patches import Patches
 from imager.live.precopy import Limits, Precopy, Speed
-from imager.live.superblocks import Superblocks
+from imager.live.superblocks import Superblock, Superblocks
 from imager.live.swap import swap_in_use
 from imager.live.tracing import Recorder, recorded_disk
 
@@ -35,6 +36,8 @@ _FREEZE_SECONDS = 0.02
 """What freezing and thawing one file system takes, beside what it still has to write."""
 _SLOWEST = 1e6
 """Bytes a second, where the first pass was too short to tell."""
+
+_STDERR = 2
 
 Analyse = Callable[[Volume, Identify, tuple[Gap, ...]], Analysis]
 """Finds out what is in use on a volume, given how blkid is asked and which gaps are known."""
@@ -110,7 +113,7 @@ class LiveDisk:
             }
             self._view = RememberedVolume(self._device, mounted)
             self._stack = stack.pop_all()
-            self._stack.callback(abi.unlock_memory)
+            self._stack.callback(_unlock_memory)
         return self
 
     def __exit__(
@@ -154,7 +157,8 @@ class LiveDisk:
             _FREEZE_SECONDS * len(self._superblocks.all),
         )
         precopy.run()
-        abi.lock_memory()
+        with contextlib.suppress(OSError):  # not everybody may; it only guards against slow paging
+            abi.lock_memory()
         with Freezer(self._superblocks.all, self._settings.limits.most) as freezer:
             _run_hook(self._settings.before_freeze, "--before-freeze")
             warning = ""
@@ -222,7 +226,7 @@ class LiveDisk:
         try:
             with freezer.frozen():
                 for position in freezer.unable:
-                    abi.syncfs(self._superblocks.all[position].fd)
+                    _sync(self._superblocks.all[position])
                 precopy.instant(unread)
                 self._require_same_users()
                 self._settings.inside()
@@ -246,7 +250,7 @@ class LiveDisk:
 
     def _sync(self) -> None:
         for superblock in self._superblocks.all:
-            abi.syncfs(superblock.fd)
+            _sync(superblock)
 
     def _without_swap(self, found: Analysis) -> Analysis:
         if not self._swap:
@@ -254,10 +258,29 @@ class LiveDisk:
         return Analysis(found.layout, found.used - self._swap, found.excluded)
 
 
+def _sync(superblock: Superblock) -> None:
+    try:
+        abi.syncfs(superblock.fd)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise FreezeError(
+            f"{superblock.place} cannot write out what it has in memory ({reason}): nothing of "
+            "this capture is kept"
+        ) from None
+
+
+def _unlock_memory() -> None:
+    with contextlib.suppress(OSError):
+        abi.unlock_memory()
+
+
 def _run_hook(command: str, option: str) -> None:
     """Run what the user has given, if anything; HookError where it fails."""
     if command:
-        done = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, check=False)
+        # Standard output is for the result, or the image.
+        done = subprocess.run(
+            ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=_STDERR, check=False
+        )
         if done.returncode:
             raise HookError(f"the {option} command exited with status {done.returncode}")
 

@@ -123,29 +123,34 @@ class Recorder:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            layout = self._instance.format
-            for page in self._instance.pages():
-                writes, lost = parse_page(page, layout)
-                if lost:
-                    self._error = _lost("some of them", self._buffer)
-                    raise self._error
-                self.events += len(writes)
-                self.written += self._dirty.mark(writes)
+            try:
+                self._read_pages()
+            except OSError as error:
+                self._error = LostWritesError(
+                    f"the record of writes cannot be read ({error.strerror}): nothing of this "
+                    "capture is kept; try again"
+                )
+                raise self._error from None
+            except (LostWritesError, TraceFormatError) as error:
+                self._error = error
+                raise
+
+    def _read_pages(self) -> None:
+        layout = self._instance.format
+        for page in self._instance.pages():
+            writes, lost = parse_page(page, layout)
+            if lost:
+                raise _lost("some of them", self._buffer)
+            self.events += len(writes)
+            self.written += self._dirty.mark(writes)
 
     def _follow(self) -> None:
         while not self._stop.wait(_INTERVAL):
             begun = time.monotonic()
             try:
                 self._catch_up()
-            except (LostWritesError, TraceFormatError) as error:
-                self._error = error
-                return
-            except OSError as error:
-                self._error = LostWritesError(
-                    f"the record of writes cannot be read ({error.strerror}): nothing of this "
-                    "capture is kept; try again"
-                )
-                return
+            except NotCaughtError:
+                return  # kept for whoever asks next
             # A machine so busy that this takes long must still get to do something else.
             self._stop.wait(min(time.monotonic() - begun, _INTERVAL))
 
