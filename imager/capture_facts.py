@@ -1,33 +1,17 @@
-"""What an image says of its capture, in head and manifest, beside the disk."""
+"""How a capture went, as the manifest says it."""
 
 from __future__ import annotations
 
 import datetime
-import platform
 from itertools import islice
-from pathlib import Path
 
+from imager.description import now
 from imager.extents import Extents
 from imager.image.head import Json
 from imager.live.disk import Instant
 
 MAX_UNREADABLE_LISTED = 10_000
 """Ranges in the manifest; the segments' maps have them all."""
-
-
-def host_facts() -> dict[str, object]:
-    """The machine that captures."""
-    try:
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        system = ""
-    return {
-        "name": platform.node(),
-        "system": system or platform.system(),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "firmware": "uefi" if Path("/sys/firmware/efi").is_dir() else "bios",
-    }
 
 
 def verdict_of(unreadable: Extents) -> str:
@@ -57,8 +41,3 @@ def manifest_facts(
         "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
         **caught,
     }
-
-
-def now() -> str:
-    """ISO 8601 with zone."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

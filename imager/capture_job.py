@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imager.capture_facts import host_facts, manifest_facts, now
+from imager.capture_facts import manifest_facts
 from imager.capture_options import CaptureOptions
+from imager.description import describe
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
 from imager.filesystems import Volume
-from imager.image.format import (
-    INCOMPATIBLE_FREE,
-    INCOMPATIBLE_INCREMENTAL,
-    INCOMPATIBLE_PARTIAL,
-)
 from imager.image.head import Head
 from imager.image.room import require_room
 from imager.image.sink import FileSink, PipeSink, Sink
@@ -24,13 +20,11 @@ from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, Identify, analyse
 from imager.layout.blkid import identify
 from imager.layout.model import Gap
-from imager.layout.table import table_sectors
 from imager.live.disk import LiveDisk, LiveSettings
 from imager.live.precopy import Limits
 from imager.live_capture import Filled, fill_live
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress
-from imager.version import VERSION
 
 _BUSY = "the disk was in use"
 
@@ -114,7 +108,8 @@ class CaptureJob:
         """A disk at rest, or one that is stored as a power cut would leave it."""
         analysis = self.analyse(self._device)
         head = self._head(analysis)
-        require_room(head, analysis.used, self._options.split)
+        if self._parent is None:
+            require_room(head, analysis.used, self._options.split)
         with (
             _open_sink(self._image, self._options) as sink,
             ImageFiller(
@@ -148,7 +143,8 @@ class CaptureJob:
         with LiveDisk(self._device, self._analyse_quietly, settings) as disk:
             analysis = disk.first_look()
             head = self._head(analysis)
-            require_room(head, analysis.used, None)
+            if self._parent is None:
+                require_room(head, analysis.used, None)
             sink = FileSink(self._image, None, options.resume)
             try:
                 return fill_live(
@@ -171,30 +167,7 @@ class CaptureJob:
         return quiet.analyse(volume, identify, known_gaps)
 
     def _head(self, analysis: Analysis) -> Head:
-        options, parent, device = self._options, self._parent, self._device
-        bits = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
-        bits |= INCOMPATIBLE_INCREMENTAL if parent else 0
-        bits |= INCOMPATIBLE_FREE if self._consistency == "frozen" else 0
-        return Head(
-            disk_size=device.size,
-            chunk_size=parent.head.chunk_size if parent else options.chunk_size,
-            sector_size=device.sector_size,
-            split=options.split is not None,
-            incompatible=bits,
-            facts={
-                "created": now(),
-                "tool": f"imager {VERSION}",
-                "host": host_facts(),
-                "source": device.identity.to_json(),
-                "physical_sector_size": device.physical_sector_size,
-                "level": options.level,
-                "consistency": self._consistency,
-                "note": options.note,
-                "parents": [parent.reference.to_json()] if parent else [],
-                "layout": analysis.layout.to_json(),
-                "table": table_sectors(device, analysis.layout.table.extents),
-            },
-        )
+        return describe(self._device, analysis, self._options, self._consistency, self._parent)
 
 
 @contextmanager

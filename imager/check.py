@@ -210,9 +210,9 @@ class _Checker:
                     digest.add(entry.content_hash, entry.chunks)
                 yield from batches(piece, image.head.chunk_size, self._within)
 
-        layout = None
         if self._chain.broken:
             image.problems.add(self._chain.broken)
+        layout = None
         try:
             layout = layout_of(image.head)
         except ImageError as error:

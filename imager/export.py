@@ -73,8 +73,12 @@ def export(
     form: ExportFormat = ExportFormat.IMAGE,
     threads: int | None = None,
     progress: Progress = no_progress,
+    same_id: bool = False,
 ) -> ExportResult:
     """Write what `image` and its ancestors hold to `out`, a new file, or a pipe for a full image.
+
+    With `same_id` a full image has the id of `image`, in whose place it can be put: what refers to
+    that one finds it.
 
     Every chunk is verified before it is written. Raises ImageError where anything is damaged or
     missing, RefusedError where `out` exists, WriteFailedError, and MissingToolError for qcow2
@@ -87,6 +91,7 @@ def export(
         require_sound(chain, found)
         exporter = _Exporter(chain, thread_count(threads), progress)
         if form is ExportFormat.IMAGE:
+            exporter.uuid = chain.image.uuid if same_id else uuid.uuid4().bytes
             written = _write_image(exporter, out, found.maps)
             files, size = written.files, written.size
         elif isinstance(out, int):
@@ -188,12 +193,14 @@ class _Exporter:
         self._encoder = ChunkEncoder(self._algorithm, level, self.head.chunk_size)
         self._threads = threads
         self._progress = progress
+        self.uuid = b""
+        """Of the full image that is to be written."""
 
     def write_image(self, sink: Sink, maps: Mapping[RangeKind, Extents]) -> WrittenImage:
         """Write a full image."""
         head = _full_head(self._chain)
         unused, excluded = maps[RangeKind.UNUSED], maps[RangeKind.EXCLUDED]
-        writer = ImageWriter(sink, head, uuid.uuid4().bytes, self._algorithm, unused, excluded)
+        writer = ImageWriter(sink, head, self.uuid, self._algorithm, unused, excluded)
         try:
             writer.begin()
             zeros = ZeroRuns(writer, self._encoder, head.chunk_size)

@@ -214,22 +214,21 @@ class ImageFiller:
     def _compress(
         self, run: ChunkRun, chunk: bytearray, parent_hash: bytes | None
     ) -> tuple[bytes, Base | None]:
-        """The chunk as a delta, or whole where that is hardly larger: it is read faster."""
-        content = None
-        if (
-            self.parent
-            and parent_hash is not None
-            and parent_hash != self.zeros.content_hash(run.end - run.start)
-        ):
-            content = self.parent.read_base(run.start, parent_hash)
-        if self.parent is None or parent_hash is None or content is None:
-            return self.encoder.encode(chunk), None
-        delta = self.encoder.encode_delta(chunk, content)
-        base = self.parent.base(run.start, run.end, parent_hash)
-        if len(delta) * _GOOD_DELTA <= len(chunk):
-            return delta, base
-        whole = self.encoder.encode(chunk)
-        return (delta, base) if len(delta) < len(whole) * 7 // 8 else (whole, None)
+        """The chunk as a delta, or whole where that is hardly larger: it is read faster.
+
+        The first base serves unless it is of hardly any use.
+        """
+        whole: bytes | None = None
+        if self.parent is not None and parent_hash is not None:
+            zero_hash = self.zeros.content_hash(run.end - run.start)
+            for base, content in self.parent.bases(run.start, zero_hash):
+                delta = self.encoder.encode_delta(chunk, content)
+                if len(delta) * _GOOD_DELTA <= len(chunk):
+                    return delta, base
+                whole = whole or self.encoder.encode(chunk)
+                if len(delta) < (len(whole) * 7 // 8 if base.parent == 0 else len(whole) // 2):
+                    return delta, base
+        return whole or self.encoder.encode(chunk), None
 
     def _add_frame(self, encoded: Encoded, frame: bytes) -> None:
         self.zeros.flush()

@@ -254,6 +254,6 @@ class ImageMerger:
         if base is None or parent is None:
             content = self._decoder.decode(frame, entry, size)
         else:
-            dictionary = bytes(parent.read_chunk(base.offset, base.content_hash))
+            dictionary = bytes(parent.read_base(base))
             content = self._decoder.decode(frame, entry, size, lambda _: dictionary)
         return bytes(size) if content is None else content

@@ -3,19 +3,29 @@
 Before anything is written, all of its chain that says where something is gets proved: each reference
 by its hash, and the whole by the content digest. Its frames are only decoded where a delta needs
 one, and then proved as well.
+
+Most images' deltas are against their parents. Every fourth one's are against the fourth image before
+it, every sixteenth's against the sixteenth, and so on, counted from the full image:
+
+    0 <- 1 <- 2 <- 3    4 <- 5 <- 6 <- 7    8 <- 9 ...
+    0 <---------------- 4 <---------------- 8 <----...
+
+So few deltas lie one upon the other however long the chain, and no chunk need be stored whole again
+just because it changes every night.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from imager.errors import ImageError, ReadFailedError, RefusedError
 from imager.extents import Extents
 from imager.image.chain import Chain
-from imager.image.format import MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
+from imager.image.format import DELTA_STRIDE, MAX_CHAIN, MAX_DELTA_DEPTH, Base, RangeKind
 from imager.image.parents import ParentReference
 from imager.image.reader import ImageReader, LostRange
 from imager.pipeline import Progress
@@ -45,14 +55,18 @@ class ParentImage:
         self._chain = Chain(path)
         try:
             self._chain.require_complete()
-            if len(self._chain.images) == MAX_CHAIN:
+            if len(self._chain.images) >= MAX_CHAIN:
                 raise RefusedError(
                     f"{path} needs {MAX_CHAIN - 1} others already: capture a full image"
                 )
             self._distrusted = distrusted
             self.head = self._chain.head
             self.algorithm = self._chain.image.algorithm
-            self.reference = _reference(self._chain.image)
+            self._bases = [0]
+            if (far := _reach(self._chain.length)) > 1:
+                self._bases.append(far - 1)
+            self.references = tuple(_reference(self._chain.images[place]) for place in self._bases)
+            self.reference = self.references[0]
             found = survey(self._chain, progress)
             require_sound(self._chain, found, distrusted)
             self._maps = found.maps
@@ -76,7 +90,8 @@ class ParentImage:
                 f"{self.head.sector_size}, this one has {disk_size} in sectors of {sector_size}: "
                 "capture a full image"
             )
-        if isinstance(image, Path) and not image.absolute().parent.samefile(path.absolute().parent):
+        folder = path.absolute().parent.resolve()
+        if isinstance(image, Path) and image.absolute().parent.resolve() != folder:
             raise RefusedError(
                 f"{image} would lie in another folder than its parent {path}, "
                 "and the parent is looked for beside the image"
@@ -94,8 +109,8 @@ class ParentImage:
         """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
         if self._differing.count(start, end):
             return True
-        before = self._maps[RangeKind.UNREADABLE].clip(start, end)
-        return before != Extents.of(unreadable)
+        before = self._maps[RangeKind.UNREADABLE]
+        return bool(before or unreadable) and before.clip(start, end) != Extents.of(unreadable)
 
     def unreadable(self, start: int, end: int) -> Extents:
         """What of [start, end) could not be read when the parent was captured."""
@@ -122,18 +137,21 @@ class ParentImage:
                 raise ImageError("a part of the parent image is lost")
             yield run.content_hash, -(-(run.end - run.start) // self.head.chunk_size)
 
-    def read_base(self, start: int, expected: bytes) -> bytes | memoryview | None:
-        """The chunk at disk byte `start` for a delta; None if it is damaged, or deltas pile up.
+    def bases(self, start: int, zero_hash: bytes) -> Iterator[tuple[Base, bytes | memoryview]]:
+        """What the chunk at disk byte `start` can be a delta against, the best first.
 
-        The memory is this thread's, and valid until its next call.
+        Not what is zeros, damaged, not trusted, or a delta upon too many others. The memory is this
+        thread's, and valid until the next one is asked for.
         """
-        try:
-            chunk = self._chain.find_chunk(start, expected=expected)
-            if chunk.depth >= MAX_DELTA_DEPTH:
-                return None
-            return self._chain.read_chunk(chunk)
-        except (ImageError, ReadFailedError):
-            return None
+        for item in reversed(range(len(self._bases))):
+            try:
+                chunk = self._chain.find_chunk(start, self._bases[item])
+                if chunk.depth >= MAX_DELTA_DEPTH or chunk.content_hash == zero_hash:
+                    continue
+                content = self._chain.read_chunk(chunk)
+            except (ImageError, ReadFailedError):
+                continue
+            yield Base(item, chunk.size, start, chunk.content_hash), content
 
     def read_chunk(self, start: int, expected: bytes) -> bytes | memoryview:
         """The chunk at disk byte `start`; ImageError or ReadFailedError where it is damaged.
@@ -142,9 +160,12 @@ class ParentImage:
         """
         return self._chain.read_chunk(self._chain.find_chunk(start, expected=expected))
 
-    def base(self, start: int, end: int, content_hash: bytes) -> Base:
-        """How a delta refers to the chunk [start, end)."""
-        return Base(0, end - start, start, content_hash)
+    def read_base(self, base: Base) -> bytes | memoryview:
+        """As `read_chunk`, for what a delta has been made against."""
+        image = self._bases[base.parent]
+        return self._chain.read_chunk(
+            self._chain.find_chunk(base.offset, image, expected=base.content_hash)
+        )
 
     def problem_now(self, files: tuple[Path, ...]) -> str:
         """Why the image in `files`, just written, would not find its parent; empty if it does.
@@ -155,9 +176,8 @@ class ParentImage:
         try:
             with Chain(path) as chain:
                 chain.require_complete()
-                images = chain.images[1:] if files else chain.images
-                same = [image.uuid for image in images] == [x.uuid for x in self._chain.images]
-                if not same or _reference(images[0]) != self.reference:
+                now = _reference(chain.images[1 if files else 0])
+                if replace(now, file="") != replace(self.reference, file=""):
                     return f"{self.reference.describe()} is not the image that it was"
         except (ImageError, ReadFailedError) as error:
             return str(error)
@@ -180,6 +200,14 @@ class ParentCursor:
             stop = min(end, self._run.end)
             yield ParentRun(start, stop, self._run.content_hash)
             start = stop
+
+
+def _reach(number: int) -> int:
+    """How many images back the deltas of the image with this number, from the full one, reach."""
+    reach = 1
+    while number % (reach * DELTA_STRIDE) == 0:
+        reach *= DELTA_STRIDE
+    return reach
 
 
 def _reference(image: ImageReader) -> ParentReference:

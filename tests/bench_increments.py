@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -159,49 +160,60 @@ def increments(folder: Path, source: Path, runs: int) -> None:
 
 
 def unchanged(folder: Path, source: Path, runs: int) -> None:
-    """A night in which nothing happened: reading and hashing is all there is to do."""
+    """A night in which nothing happened: reading and hashing is all there is to do.
+
+    Processor time, too: on a machine that has other work it tells more than the clock.
+    """
     parent = folder / "imager" / f"{NIGHTS}.img"
     image = folder / "imager" / "same.img"
     used = read_allocation("ext4", FileVolume(source)).allocated
-    times: dict[str, list[float]] = {"read": [], "hash": [], "imager": []}
+    capture = f"{IMAGER} capture -q --parent {parent} {source} {image}"
+    work: dict[str, Callable[[], object]] = {
+        "reading what is used, one thread": lambda: read_all(source, list(used)),
+        "hashing as much, BLAKE3, a thread for each core": lambda: hash_all(used.total),
+        "imager capture --parent, whole process": lambda: timed(capture),
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(runs):
-        times["read"].append(seconds_to_read(source, list(used)))
-        times["hash"].append(seconds_to_hash(used.total))
         image.unlink(missing_ok=True)
-        times["imager"].append(timed(f"{IMAGER} capture -q --parent {parent} {source} {image}"))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    bound = max(median["read"], median["hash"])
+        for name, function in work.items():
+            before, begun = processor_time(), time.monotonic()
+            function()
+            times[name].append((time.monotonic() - begun, processor_time() - before))
+    print(f"\n### An unchanged night ({used.total / 1e6:.0f} MB used)\n")
+    print("| what | seconds | processor seconds | MB/s |\n|---|---|---|---|")
+    clocks, processors = [], []
+    for name, found in times.items():
+        clock, processor = (statistics.median(values) for values in zip(*found, strict=True))
+        print(f"| {name} | {clock:.2f} | {processor:.2f} | {used.total / 1e6 / clock:.0f} |")
+        clocks.append(clock)
+        processors.append(processor)
     print(
-        f"\n### An unchanged night ({used.total / 1e6:.0f} MB used)\n\n"
-        "| what | seconds | MB/s |\n|---|---|---|"
+        f"\nThat is {max(clocks[:2]) / clocks[2]:.2f} x the slower of the two by the clock, "
+        f"{sum(processors[:2]) / processors[2]:.2f} x both by processor time. "
+        f"The image takes {image.stat().st_size} bytes.",
+        flush=True,
     )
-    for name, words in (
-        ("read", "reading what is used, one thread"),
-        ("hash", "hashing as much, BLAKE3, a thread for each core"),
-        (
-            "imager",
-            f"imager capture --parent, whole process ({bound / median['imager']:.2f} x the slower)",
-        ),
-    ):
-        print(f"| {words} | {median[name]:.2f} | {used.total / 1e6 / median[name]:.0f} |")
-    print(f"\nThe image takes {image.stat().st_size} bytes.", flush=True)
     image.unlink()
 
 
-def seconds_to_read(source: Path, used: list[tuple[int, int]]) -> float:
+def processor_time() -> float:
+    """Seconds of this process and its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def read_all(source: Path, used: list[tuple[int, int]]) -> None:
     """Read these ranges in order, a mebibyte at a time."""
     view = memoryview(bytearray(MIB))
     fd = os.open(source, os.O_RDONLY)
-    begun = time.monotonic()
     for start, end in used:
         for offset in range(start, end, MIB):
             os.preadv(fd, [view[: end - offset]], offset)
-    seconds = time.monotonic() - begun
     os.close(fd)
-    return seconds
 
 
-def seconds_to_hash(size: int) -> float:
+def hash_all(size: int) -> None:
     """Hash so many bytes, in chunks of a mebibyte, in a thread for each core."""
     cores = os.cpu_count() or 1
     chunk = os.urandom(MIB)
@@ -210,10 +222,8 @@ def seconds_to_hash(size: int) -> float:
         for _ in range(count):
             blake3(chunk).digest()
 
-    begun = time.monotonic()
     with ThreadPoolExecutor(cores) as threads:
         list(threads.map(work, [size // MIB // cores] * cores))
-    return time.monotonic() - begun
 
 
 def long_chain(folder: Path, source: Path, runs: int) -> None:

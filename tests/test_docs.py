@@ -62,7 +62,7 @@ def test_options_in_the_guide_exist() -> None:
     }
     for document in ("guide.md", "../README.md"):
         text = (DOCS / document).read_text()
-        used = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", text))
+        used = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]+)", text))
         assert used <= known | {"--json"}, document
 
 

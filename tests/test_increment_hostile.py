@@ -108,7 +108,7 @@ def named(frame: bytes) -> bytes:
 
 HONEST_DELTA = ChunkEncoder(ALGORITHM, 3, CHUNK).encode_delta(memoryview(NEW), OLD)
 
-_TABLES: list[Any] = [None, [], 7, "x", {}, [7], [[]], [{}], [reference()] * 2]
+_TABLES: list[Any] = [None, [], 7, "x", {}, [7], [[]], [{}], [reference()] * 9]
 
 HOSTILE: dict[str, Forgery] = {
     **{f"parents is {parents!r}": with_parents(parents) for parents in _TABLES},
@@ -153,6 +153,14 @@ HOSTILE: dict[str, Forgery] = {
     "table of more bases than entries": child(bases=[base()] * 3),
     "table without a delta": child(parent_run(4), bases=[base()]),
     "no table": child(bases=[]),
+    "base in an image that is not there": child(
+        head=head_with(parents=[reference(), reference(uuid=str(uuid.UUID(int=9)))]),
+        bases=[base(parent=1)],
+    ),
+    "base in the image itself": child(
+        head=head_with(parents=[reference(), reference(uuid=str(uuid.UUID(bytes=CHILD)))]),
+        bases=[base(parent=1)],
+    ),
     **{
         f"base's {key} is {value!r}": child(bases=[base(**{key: value})])
         for key, value in (

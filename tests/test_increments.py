@@ -21,7 +21,6 @@ from imager.extents import Extents
 from imager.image.chain import Chain as OpenChain
 from imager.image.format import (
     INCOMPATIBLE_INCREMENTAL,
-    MAX_DELTA_DEPTH,
     OWN_MAPS,
     ChunkKind,
     RangeKind,
@@ -221,15 +220,107 @@ def test_hash_and_chunk_size_are_the_parents(tmp_path: Path) -> None:
         assert image.algorithm.name == "sha256" and image.head.chunk_size == CHUNK
 
 
-def test_deltas_do_not_pile_up(tmp_path: Path) -> None:
-    chain = Chain(tmp_path)
+def busy_chain(folder: Path, nights: int) -> Chain:
+    """A chunk that changes every night."""
+    chain = Chain(folder)
     disk = noisy_disk(12)
     chain.add(disk)
-    for number in range(MAX_DELTA_DEPTH + 3):
+    for number in range(nights):
         disk = changed(disk, (CHUNK + 10 * number, b"night"))
         chain.add(disk)
+    return chain
+
+
+def test_deltas_reach_back(tmp_path: Path) -> None:
+    """As far as the night's number has zeros at its end, in base 4; so depth is its digits' sum."""
+    chain = busy_chain(tmp_path, 18)
+    for number, disk in enumerate(chain.disks):
+        with OpenChain(chain.path(number)) as opened:
+            assert opened.find_chunk(CHUNK).depth == number % 4 + number // 4 % 4 + number // 16
+            assert len(opened.head.parents) == (number > 0) + (number > 0 and number % 4 == 0)
+        assert exported(chain.path(number), tmp_path) == disk.stored
+    with ImageReader(chain.path(16)) as image:
+        assert [reference.file for reference in image.head.parents] == [
+            "night-15.img",
+            "night-0.img",
+        ]
+        segment = next(image.segments())
+        assert isinstance(segment, Segment) and [base.parent for base in segment.bases] == [1]
+    assert max(result.image.size for result in chain.results[1:]) < 16_000
+
+
+def test_a_base_far_back_that_is_of_no_use(tmp_path: Path) -> None:
+    """What was first written after it: the parent's chunk serves."""
+    chain = Chain(tmp_path)
+    disk = noisy_disk(12)
+    for number in range(5):
+        if number == 2:
+            disk = changed(disk, (5 * CHUNK, random.Random(3).randbytes(CHUNK)))
+            disk = changed(disk, (CHUNK, random.Random(4).randbytes(CHUNK)))
+        disk = changed(disk, (5 * CHUNK + number, b"x"), (CHUNK + number, b"x"))
+        chain.add(disk)
+    with ImageReader(chain.path(4)) as image:
+        segment = next(image.segments())
+        assert isinstance(segment, Segment) and [base.parent for base in segment.bases] == [0, 0]
+    assert_is(chain.path(4), disk, tmp_path)
+
+
+def test_a_full_image_takes_an_incremental_ones_place(tmp_path: Path) -> None:
+    """What refers to it finds it by its id; what deltas need besides is found apart from the chain."""
+    chain = busy_chain(tmp_path, 6)
+    export(chain.path(3), tmp_path / "full-3", same_id=True)
+    for number in (1, 2, 3):
+        chain.path(number).unlink()
+    with OpenChain(chain.path(6)) as opened:
+        assert [image.file.path.name for image in opened.images] == [
+            "night-6.img",
+            "night-5.img",
+            "night-4.img",
+            "full-3",
+            "night-0.img",
+        ]
+        assert opened.length == 4
+    for number in (4, 5, 6):
+        assert_is(chain.path(number), chain.disks[number], tmp_path)
+    disk = changed(chain.disks[6], (CHUNK + 500, b"another"), (3 * CHUNK, b"x"))
+    chain.add(disk)
+    assert_is(chain.path(7), disk, tmp_path)
+    chain.path(0).unlink()
+    result = check(chain.path(6))
+    assert "night-0.img" in result.problems[0].message
+    # Only the chunk whose deltas reach back to it is lost.
+    assert result.lost == Extents.span(CHUNK, 2 * CHUNK)
+
+
+def test_nothing_but_what_it_needs_is_needed(tmp_path: Path) -> None:
+    """All frames that are not needed can be overwritten in the images behind."""
+    (tmp_path / "nights").mkdir()
+    chain = three_nights(tmp_path / "nights")
+    with OpenChain(chain.path(2)) as opened:
+        needed = {(image, entry.offset) for image, entry in opened.needs()}
+        unneeded = [
+            (opened.images[place].file.path, entry)
+            for place in (1, 2)
+            for segment in opened.images[place].segments()
+            if isinstance(segment, Segment)
+            for entry in segment.entries
+            if entry.stored_size and (place, entry.offset) not in needed
+        ]
+    assert len(unneeded) == 4
+    for path, entry in unneeded:
+        with path.open("r+b") as file:
+            file.seek(entry.offset)
+            file.write(bytes(entry.stored_size))
+    assert check(chain.path(0)).verdict == "failed"
+    assert_is(chain.path(2), chain.disks[2], tmp_path)
+
+
+def test_deltas_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imager.parent_image.MAX_DELTA_DEPTH", 3)
+    monkeypatch.setattr("imager.parent_image.DELTA_STRIDE", 1000)
+    chain = busy_chain(tmp_path, 7)
     stored = [ChunkKind.DELTA in kinds(chain.path(n)) for n in range(1, len(chain.disks))]
-    assert stored == [True] * MAX_DELTA_DEPTH + [False] + [True] * 2
+    assert stored == [True] * 3 + [False] + [True] * 3
     for number, each in enumerate(chain.disks):
         assert exported(chain.path(number), tmp_path) == each.stored
 

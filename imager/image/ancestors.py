@@ -37,13 +37,12 @@ def read_head(path: Path) -> tuple[bytes, Head]:
         return record.uuid, decode_head(record.payload)
 
 
-def find_parent(child: ImageReader) -> ImageReader:
-    """Open the parent of an incremental image, which lies in the same folder.
+def find_image(child: ImageReader, reference: ParentReference) -> ImageReader:
+    """Open an image that `child` refers to, which lies in the same folder.
 
     Raises ImageError, which names file, date and id, where it is missing, unfinished or not what it
     was.
     """
-    reference = child.head.parents[0]
     folder = child.file.path.absolute().parent
     doubt = f"is missing: it is not in {folder}"
     for path in _candidates(reference, folder):

@@ -12,15 +12,14 @@ the disk in order decodes each but once.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from imager.errors import ImageError, ImagerError
-from imager.image.ancestors import find_parent
+from imager.image.ancestors import find_image
 from imager.image.codec import ChunkDecoder
 from imager.image.format import (
     INDEX_ITEM,
@@ -31,11 +30,10 @@ from imager.image.format import (
     Entry,
 )
 from imager.image.index import Segment, inherits_maps
+from imager.image.kept_segments import Found, KeptSegments
+from imager.image.parents import ParentReference
 from imager.image.piece import BaseReader, Piece, no_base
 from imager.image.reader import ImageReader, LostRange
-
-_KEPT_BYTES = 1 << 24
-"""Encoded bytes of segments that are kept."""
 
 
 class StoredChunk(NamedTuple):
@@ -62,8 +60,13 @@ class Chain:
     def __init__(self, path: Path) -> None:
         """Open the image; errors as of `ImageReader`. That a parent is missing is kept in `broken`."""
         self.images = [ImageReader(path)]
+        """The image itself, its parent, and so on to the full one; then, rarely, images that only deltas
+        need, with theirs. Each refers only to images behind it."""
         self.broken = ""
         """Why an image of the chain is missing; what it has is lost."""
+        self.length = 1
+        """Images down to the full one."""
+        self._references: list[list[int | None]] = []
         try:
             self._find_ancestors()
         except BaseException:
@@ -72,7 +75,7 @@ class Chain:
         self.image = self.images[0]
         self.head = self.image.head
         self._decoder = ChunkDecoder(self.image.algorithm, self.head.chunk_size)
-        self._kept = _KeptSegments(self.images)
+        self._kept = KeptSegments(self.images)
 
     def __enter__(self) -> Chain:
         return self
@@ -117,7 +120,7 @@ class Chain:
                 position = end
         yield from self.resolve(position, segment.end)
 
-    def resolve(self, start: int, end: int, image: int = 0) -> Iterator[Piece | LostRange]:
+    def resolve(self, start: int, end: int, image: int | None = 0) -> Iterator[Piece | LostRange]:
         """[start, end) of the disk as an image of the chain has it, in order.
 
         Both are multiples of the chunk size, or the disk's end.
@@ -125,7 +128,7 @@ class Chain:
         waiting = [_Range(start, end, image, None)] if start < end else []
         while waiting:
             start, end, image, maps = waiting.pop()
-            if image == len(self.images):
+            if image is None:
                 yield LostRange(start, end, self.broken)
                 continue
             found = self._kept.segment(image, start)
@@ -143,7 +146,7 @@ class Chain:
                     waiting.append(_Range(stop, end, image, maps))
                 if maps is None and not inherits_maps(entries[first]):
                     maps = found.segment
-                waiting.append(_Range(start, stop, image + 1, maps))
+                waiting.append(_Range(start, stop, self._references[image][0], maps))
                 continue
             last = first
             while found.starts[last] < end and entries[last].kind != ChunkKind.PARENT:
@@ -155,7 +158,26 @@ class Chain:
                 waiting.append(_Range(stop, end, image, maps))
             yield self._piece(image, found, first, last, _Range(start, stop, image, maps))
 
-    def find_chunk(self, start: int, image: int = 0, expected: bytes | None = None) -> StoredChunk:
+    def needs(self) -> Iterator[tuple[int, Entry]]:
+        """Every frame that the image needs, with the image of the chain that has it.
+
+        Those of the bases of deltas, too; one that several need comes several times. What is lost
+        is left out.
+        """
+        for piece in self.pieces():
+            if isinstance(piece, LostRange):
+                continue
+            for start, _, entry in piece.segment.placed(self.head.chunk_size):
+                if entry.kind != ChunkKind.DELTA:
+                    yield piece.image, entry
+                    continue
+                with contextlib.suppress(ImageError):
+                    for below, layer in self.find_chunk(start).layers:
+                        yield below.image, layer
+
+    def find_chunk(
+        self, start: int, image: int | None = 0, expected: bytes | None = None
+    ) -> StoredChunk:
         """The chunk at disk byte `start` as an image of the chain has it.
 
         Raises ImageError where it, or the base of a delta, is lost or not the one that is named;
@@ -176,7 +198,7 @@ class Chain:
             if len(layers) > MAX_DELTA_DEPTH_READ:
                 raise ImageError("too many deltas lie one upon the other")
             base = piece.segment.bases[entry.reference]
-            image, expected = piece.image + 1, base.content_hash
+            image, expected = self._references[piece.image][base.parent], base.content_hash
 
     def read_chunk(self, chunk: StoredChunk) -> bytes | memoryview:
         """Its content, proved by its hash.
@@ -194,23 +216,43 @@ class Chain:
         return content
 
     def _find_ancestors(self) -> None:
-        seen = {self.images[0].uuid}
+        """Open all images that are referred to, parents first."""
         size = 0
-        while self.images[-1].head.incremental:
-            try:
-                parent = find_parent(self.images[-1])
-                self.images.append(parent)
-                size += len(parent.items()) * INDEX_ITEM.size
-                if parent.uuid in seen:
-                    raise ImageError("the parents of the image form a loop")
-                if len(self.images) > MAX_CHAIN or size > MAX_INDEX:
-                    raise ImageError(
-                        f"the image needs more than {MAX_CHAIN - 1} others, or huge ones"
-                    )
-            except ImageError as error:
-                self.broken = str(error)
-                return
-            seen.add(parent.uuid)
+        last: ImageReader | None = self.images[0]
+        while last is not None and last.head.incremental:
+            last = self._find(last, last.head.parents[0])
+        self.length = len(self.images)
+        place = 0
+        while place < len(self.images):
+            image = self.images[place]
+            size += len(image.items()) * INDEX_ITEM.size
+            if size > MAX_INDEX:
+                raise ImageError("the images that are needed have huge indexes")
+            self._references.append([self._place(place, each) for each in image.head.parents])
+            place += 1
+
+    def _place(self, image: int, reference: ParentReference) -> int | None:
+        """Where an image is that one refers to: behind that one, so that nothing goes in circles."""
+        for place in range(image + 1, len(self.images)):
+            if _is(self.images[place], reference):
+                return place
+        if self.broken or self._find(self.images[image], reference) is None:
+            return None
+        return len(self.images) - 1
+
+    def _find(self, child: ImageReader, reference: ParentReference) -> ImageReader | None:
+        """Open one more image; None, and the chain is broken, if it is not there."""
+        try:
+            if len(self.images) >= MAX_CHAIN:
+                raise ImageError(f"the image needs more than {MAX_CHAIN - 1} others")
+            if any(image.uuid == reference.uuid for image in self.images):
+                raise ImageError("the parents of the image form a loop")
+            found = find_image(child, reference)
+        except ImageError as error:
+            self.broken = str(error)
+            return None
+        self.images.append(found)
+        return found
 
     def _proves(self, start: int, end: int, run: Entry) -> bool:
         """Whether the parent's chunks are those that an entry refers to.
@@ -218,14 +260,14 @@ class Chain:
         Where some are lost nobody can tell, and each that is there is as good as its own hash.
         """
         hasher = self.image.algorithm.new()
-        for piece in self.resolve(start, end, 1):
+        for piece in self.resolve(start, end, self._references[0][0]):
             if isinstance(piece, LostRange):
                 return True
             for entry in piece.segment.entries:
                 hasher.update(entry.content_hash * entry.chunks)
         return hasher.digest() == run.content_hash
 
-    def _piece(self, image: int, found: _Found, first: int, last: int, clip: _Range) -> Piece:
+    def _piece(self, image: int, found: Found, first: int, last: int, clip: _Range) -> Piece:
         """Entries `first` to `last` of a segment, cut to a range: only runs of zeros can be cut."""
         chunk_size = self.head.chunk_size
         segment = found.segment
@@ -250,7 +292,8 @@ class Chain:
     def _read_base(self, image: int, segment: Segment, entry: Entry) -> bytes | memoryview:
         """The dictionary of a delta in a segment of an image of the chain."""
         base = segment.bases[entry.reference]
-        return self.read_chunk(self.find_chunk(base.offset, image + 1, base.content_hash))
+        place = self._references[image][base.parent]
+        return self.read_chunk(self.find_chunk(base.offset, place, base.content_hash))
 
 
 class _Range(NamedTuple):
@@ -258,64 +301,20 @@ class _Range(NamedTuple):
 
     start: int
     end: int
-    image: int
+    image: int | None
+    """None: a parent that is missing."""
     maps: Segment | None
     """Whose maps count, if a segment further up has said so."""
 
 
-class _Found(NamedTuple):
-    """A segment, and where its entries begin, its end last."""
-
-    segment: Segment
-    starts: list[int]
-
-    @property
-    def end(self) -> int:
-        return self.segment.end
-
-
-class _KeptSegments:
-    """The segments last looked at; may be used from many threads."""
-
-    def __init__(self, images: list[ImageReader]) -> None:
-        self._images = images
-        self._kept: OrderedDict[tuple[int, int], _Found | LostRange] = OrderedDict()
-        self._last: dict[int, int] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def segment(self, image: int, offset: int) -> _Found | LostRange:
-        """The segment of an image that covers a disk byte, or the range around it that is lost."""
-        with self._lock:
-            last = self._kept.get((image, self._last.get(image, -1)))
-            if isinstance(last, _Found) and last.starts[0] <= offset < last.end:
-                return last
-            place = self._images[image].locate(offset)
-            if isinstance(place, LostRange):
-                return self._named(image, place)
-            self._last[image] = place
-            found = self._kept.get((image, place))
-            if found is None:
-                found = self._kept[image, place] = self._load(image, place)
-                self._bytes += self._images[image].items()[place].size
-                while self._bytes > _KEPT_BYTES and len(self._kept) > 1:
-                    (old, number), _ = self._kept.popitem(last=False)
-                    self._bytes -= self._images[old].items()[number].size
-            else:
-                self._kept.move_to_end((image, place))
-            return found
-
-    def _load(self, image: int, place: int) -> _Found | LostRange:
-        segment = self._images[image].segment(place)
-        if isinstance(segment, LostRange):
-            return self._named(image, segment)
-        chunk_size = self._images[image].head.chunk_size
-        starts = [start for start, _, _ in segment.placed(chunk_size)]
-        return _Found(segment, [*starts, segment.end])
-
-    def _named(self, image: int, lost: LostRange) -> LostRange:
-        name = self._images[image].file.path.name
-        return LostRange(lost.start, lost.end, f"{name}: a segment and its copy are damaged")
+def _is(image: ImageReader, reference: ParentReference) -> bool:
+    """Whether an image is the one that is meant."""
+    footer = image.footer
+    return (
+        image.uuid == reference.uuid
+        and footer is not None
+        and footer.content_digest == reference.content_digest
+    )
 
 
 def _given(base: bytes | memoryview) -> BaseReader:

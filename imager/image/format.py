@@ -76,9 +76,13 @@ MAX_CHAIN = 512
 """Images of a chain, the full one included."""
 MAX_PARENT_RUN = 1 << 16
 """Chunks after which the writer begins another run of the parent's chunks."""
-MAX_DELTA_DEPTH = 8
+MAX_PARENTS = 8
+"""Images that a head refers to."""
+DELTA_STRIDE = 4
+"""How far, in powers of this, some images' deltas reach back in the chain; see `parent_image`."""
+MAX_DELTA_DEPTH = 12
 """Deltas one upon the other that a writer makes."""
-MAX_DELTA_DEPTH_READ = 16
+MAX_DELTA_DEPTH_READ = 32
 """Deltas one upon the other that a reader follows."""
 
 MAX_FREE_RECORD = 1 << 20
@@ -149,7 +153,7 @@ class ChunkKind(IntEnum):
     PARENT = 3
     """A run of chunks that are the parent's at the same place; no frame."""
     DELTA = 4
-    """One chunk in a zstd frame whose dictionary is a chunk of the parent."""
+    """One chunk in a zstd frame whose dictionary is a chunk of an ancestor."""
 
 
 OWN_MAPS = 1 << 0
@@ -179,10 +183,10 @@ ENTRY = Struct("<QIIBBHI32s16s")
 
 
 class Base(NamedTuple):
-    """What a delta's dictionary is made of: a chunk of the parent."""
+    """What a delta's dictionary is made of: the chunk of an ancestor at the same place."""
 
     parent: int
-    """Item in the head's table of parents; 0."""
+    """Item in the head's table of parents."""
     length: int
     offset: int
     """Disk byte at which it begins in that image."""

@@ -7,6 +7,7 @@ neither is needed to read an image whose other one is damaged.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ class Head:
         """Whether a parent is needed to read the image."""
         return bool(self.incompatible & INCOMPATIBLE_INCREMENTAL)
 
-    @property
+    @functools.cached_property
     def parents(self) -> tuple[ParentReference, ...]:
         """The images that it refers to, its parent first; ImageError where that makes no sense."""
         if not self.incremental:

@@ -140,7 +140,8 @@ def decode_segment(payload: bytes, head: Head) -> Segment:
     for start, entry in _deltas(header.start, entries, head.chunk_size):
         base = Base(*BASE.unpack_from(payload, where + entry.reference * BASE.size))
         length = min(head.chunk_size, header.end - start)
-        _require((base.parent, base.length, base.offset) == (0, length, start))
+        _require((base.length, base.offset) == (length, start))
+        _require(base.parent < len(head.parents))
         bases.append(base)
     where += header.bases * BASE.size
     maps: dict[RangeKind, Extents] = {}

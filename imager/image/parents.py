@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 from imager.errors import ImageError
+from imager.image.format import MAX_PARENTS
 from imager.image.hashing import HASH_SIZE
 
 _LONGEST_NAME = 255
@@ -46,8 +47,8 @@ class ParentReference:
 
 def decode_parents(table: object, disk_size: int, chunk_size: int) -> tuple[ParentReference, ...]:
     """Parse the untrusted table of an incremental image with this geometry; ImageError if wrong."""
-    if not isinstance(table, list) or len(table) != 1:
-        raise ImageError("an incremental image does not name one parent")
+    if not isinstance(table, list) or not 1 <= len(table) <= MAX_PARENTS:
+        raise ImageError("an incremental image names no parent, or too many")
     return tuple(_reference(item, disk_size, chunk_size) for item in table)
 
 

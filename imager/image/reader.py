@@ -142,12 +142,7 @@ class ImageReader:
         for number, item in enumerate(self.items()):
             if item.start > position:
                 yield LostRange(position, item.start)
-            segment = self._segment(number, item, both)
-            if segment is None:
-                self.problems.add("a segment and its copy are damaged", item.start, item.end)
-                yield LostRange(item.start, item.end)
-            else:
-                yield segment
+            yield self.segment(number, item, both)
             position = item.end
         if position < self.head.disk_size:
             yield LostRange(position, self.head.disk_size)
@@ -187,10 +182,9 @@ class ImageReader:
             items[place + 1].start if place + 1 < len(items) else self.head.disk_size,
         )
 
-    def segment(self, place: int) -> Segment | LostRange:
-        """The segment at this place in `items`, or the range that is lost with it."""
-        item = self.items()[place]
-        segment = self._segment(place, item, both=False)
+    def segment(self, place: int, item: IndexItem, both: bool = False) -> Segment | LostRange:
+        """The segment that is `item`, at this place in `items`, or the range that is lost with it."""
+        segment = self._segment(place, item, both)
         if segment is None:
             self.problems.add("a segment and its copy are damaged", item.start, item.end)
             return LostRange(item.start, item.end)

@@ -1,4 +1,4 @@
-"""Whether an image can hold the index of a disk, said before anything is written."""
+"""Whether an image can hold the end of so many chunks, known before anything is written."""
 
 from __future__ import annotations
 
