@@ -124,11 +124,6 @@ class LiveDisk:
     ) -> None:
         self._stack.close()
 
-    @property
-    def places(self) -> list[str]:
-        """Where the file systems that will be frozen are mounted."""
-        return [superblock.place for superblock in self._superblocks.all]
-
     def first_look(self) -> Analysis:
         """What is in use now, for a first pass; it may be outdated when it is there."""
         for _ in range(_LOOKS):

@@ -26,7 +26,6 @@ class Superblock(NamedTuple):
     fd: int
     device: int
     """Its device number in mountinfo."""
-    fs_type: str
     place: str
     """Where it is mounted, for a person."""
     own: frozenset[str]
@@ -69,8 +68,9 @@ class Superblocks:
         self._stack.close()
 
     def changed(self) -> str | None:
-        """A place that was mounted for writing since, or one of another file system; None if all
-        is as it was. One that was unmounted meanwhile is at rest, and no matter.
+        """The place of a file system that was mounted for writing since; None if there is none.
+
+        One that was unmounted meanwhile is at rest, and no matter.
         """
         known = {one.device for one in self.all}
         for device, mounts, _, _ in _on_disk(System(), self._source):
@@ -87,7 +87,7 @@ class Superblocks:
                     "its mount point is hidden below another: unmount what covers it"
                 )
             self._stack.callback(os.close, fd)
-            yield Superblock(fd, device, mounts[0].fs_type, mounts[0].place, own, devices)
+            yield Superblock(fd, device, mounts[0].place, own, devices)
 
 
 def _in_waves(found: list[Superblock]) -> list[Superblock]:
