@@ -7,94 +7,41 @@ The source is only ever read.
 
 from __future__ import annotations
 
-import datetime
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imager.capture_facts import verdict_of
+from imager.capture_job import CaptureJob, settle_consistency
+from imager.capture_options import DEFAULT_LEVEL, MAX_LEVEL, CaptureOptions
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
-from imager.description import describe, now
-from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
-from imager.errors import RefusedError, UsageError
+from imager.errors import UsageError
 from imager.extents import Extents
 from imager.image.codec import ChunkEncoder
-from imager.image.format import (
-    DEFAULT_CHUNK,
-    MAX_CHUNK,
-    MIN_CHUNK,
-)
 from imager.image.hashing import hash_algorithm
-from imager.image.head import Json
 from imager.image.parents import ParentReference
-from imager.image.room import require_room
-from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image.writer import WrittenImage
-from imager.image_filler import ImageFiller
-from imager.layout.analyse import Analysis, analyse
 from imager.layout.model import DiskLayout
+from imager.live.disk import Instant
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
 
-DEFAULT_LEVEL = 3
-MAX_LEVEL = 19
-"""Above it zstd wants more memory than the rescue machine may have."""
-MAX_UNREADABLE_LISTED = 10_000
-"""Ranges in the manifest; the segments' maps have them all."""
+__all__ = [
+    "DEFAULT_LEVEL",
+    "MAX_LEVEL",
+    "CaptureOptions",
+    "CaptureResult",
+    "Preview",
+    "capture",
+    "preview",
+]
 
 
-@dataclass(frozen=True)
-class CaptureOptions:
-    """What to store, and how; the defaults are right for nearly everybody."""
-
-    level: int = DEFAULT_LEVEL
-    threads: int | None = None
-    """None: one for each core."""
-    chunk_size: int = DEFAULT_CHUNK
-    """Bytes, a power of two."""
-    only: tuple[int, ...] = ()
-    exclude: tuple[int, ...] = ()
-    raw: bool = False
-    keep_gaps: bool = False
-    split: int | None = None
-    """Bytes of a part at most."""
-    note: str = ""
-    continue_on_read_error: bool = False
-    resume: bool = False
-    verify: bool = False
-    crash_consistent: bool = False
-    """Capture although file systems on the disk are mounted read-write: they are stored whole,
-    as a power cut would leave them."""
-    hash_name: str = "blake3"
-    host: str | None = None
-    """The machine's name, where another system than its own captures it."""
-    sector_size: int | None = None
-    """Of a plain disk-image file, bytes; devices know theirs."""
-    parent: Path | None = None
-    """Store only what differs from this image, which gives chunk size and hash algorithm, too."""
-    distrusted: Extents = field(default_factory=Extents)
-    """Disk ranges in which the parent is known to be damaged: they are stored whole."""
-    created: datetime.datetime | None = None
-    """What the image says when it was captured, with its zone; None: now."""
-
-    def __post_init__(self) -> None:
-        """Check what argparse cannot."""
-        if not 1 <= self.level <= MAX_LEVEL:
-            raise UsageError(f"a compression level lies between 1 and {MAX_LEVEL}")
-        if self.chunk_size & (self.chunk_size - 1) or not (
-            MIN_CHUNK <= self.chunk_size <= MAX_CHUNK
-        ):
-            raise UsageError("a chunk size is a power of two between 64 KiB and 16 MiB")
-        thread_count(self.threads)
-        if self.only and self.exclude:
-            raise UsageError("--only and --exclude cannot be used together")
-        if self.distrusted and self.parent is None:
-            raise UsageError("without a parent image there is nothing to distrust")
+_DEFAULTS = CaptureOptions()
 
 
 @dataclass(frozen=True)
@@ -115,6 +62,9 @@ class CaptureResult:
     resumed: int
     """Disk bytes taken over from an interrupted capture."""
     seconds: float
+    consistency: str = "offline"
+    instant: Instant | None = None
+    """When and how a disk in use was caught."""
     parent: ParentReference | None = None
     """What the image refers to, if it is incremental."""
     inherited: int = 0
@@ -140,7 +90,7 @@ class Preview:
 def capture(
     source: str | Path,
     image: Path | int,
-    options: CaptureOptions = CaptureOptions(),
+    options: CaptureOptions = _DEFAULTS,
     progress: Progress = no_progress,
 ) -> CaptureResult:
     """Store the disk, partition or disk-image file `source` in `image`, a path or an open pipe.
@@ -157,35 +107,27 @@ def capture(
         SourceDevice(Path(source), sector_size=options.sector_size) as device,
         _open_parent(options, progress) as parent,
     ):
-        busy = _check_source(device, image, options)
+        consistency = settle_consistency(device, image, options)
         if parent is not None:
             parent.require_fit(image, device.size, device.sector_size)
-        analysis = _analyse(device, options, busy, progress)
-        head = describe(device, analysis, options, bool(busy), parent)
-        if parent is None:
-            require_room(head, analysis.used, options.split)
-        with (
-            _open_sink(image, options) as sink,
-            ImageFiller(device, analysis, head, sink, options, progress, parent) as filler,
-        ):
-            filler.fill(progress)
-            unreadable = filler.unreadable()
-            used = analysis.used.total
-            written = filler.finish(_results(used, filler.zero, unreadable))
-        problem = parent.problem_now(written.files) if parent else ""
+        job = CaptureJob(device, image, options, consistency, parent, progress)
+        filled = job.fill_live() if consistency == "frozen" else job.fill()
+        problem = parent.problem_now(filled.written.files) if parent else ""
         result = CaptureResult(
-            verdict="failed" if problem else _verdict(unreadable),
-            image=written,
-            uuid=str(uuid.UUID(bytes=filler.uuid)),
-            layout=analysis.layout,
+            verdict="failed" if problem else verdict_of(filled.unreadable),
+            image=filled.written,
+            uuid=str(uuid.UUID(bytes=filled.uuid)),
+            layout=filled.analysis.layout,
             disk_size=device.size,
-            used=used,
-            zero=filler.zero,
-            unreadable=unreadable,
-            resumed=filler.resumed,
+            used=filled.analysis.used.total,
+            zero=filled.zero,
+            unreadable=filled.unreadable,
+            resumed=filled.resumed,
             seconds=time.monotonic() - begun,
+            consistency=consistency,
+            instant=filled.instant,
             parent=parent.reference if parent else None,
-            inherited=filler.inherited,
+            inherited=filled.inherited,
             parent_problem=problem,
         )
     if options.verify and isinstance(image, Path):
@@ -196,7 +138,7 @@ def capture(
 
 def preview(
     source: str | Path,
-    options: CaptureOptions = CaptureOptions(),
+    options: CaptureOptions = _DEFAULTS,
     progress: Progress = no_progress,
 ) -> Preview:
     """What `capture` would store and why, and about how large the image would be.
@@ -207,8 +149,11 @@ def preview(
     if options.parent is not None:
         raise UsageError("--dry-run says how large a full image would be: leave out --parent")
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
-        busy = _check_source(device, None, options)
-        analysis = _analyse(device, options, busy, progress)
+        consistency = settle_consistency(device, None, options)
+        if consistency == "frozen":
+            device.read_past_cache()
+        job = CaptureJob(device, None, options, consistency, None, progress)
+        analysis = job.analyse(device)
         used = analysis.used - analysis.excluded
         encoder = ChunkEncoder(hash_algorithm(options.hash_name), options.level, options.chunk_size)
         salvage = Salvage(device.reread_sector, device.sector_size)
@@ -231,79 +176,12 @@ def preview(
         return Preview(analysis.layout, used.total, expected + _FIXED_SIZE, total)
 
 
-@contextmanager
-def _open_sink(image: Path | int, options: CaptureOptions) -> Iterator[Sink]:
-    if isinstance(image, Path):
-        sink: Sink = FileSink(image, options.split, options.resume)
-    elif options.resume or options.split is not None or options.verify:
-        raise UsageError("--resume, --split and --verify need an image file, not a pipe")
-    else:
-        sink = PipeSink(image)
-    try:
-        yield sink
-    finally:
-        sink.close()
-
-
 def _open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
     if options.parent is None:
         return nullcontext()
     return ParentImage(options.parent, options.distrusted, progress)
 
 
-_BUSY = "the disk was in use"
 _SAMPLE_CHUNKS = 256
 _FIXED_SIZE = 1 << 15
 """About what head, manifest, index and footers take."""
-
-
-def _check_source(
-    device: SourceDevice, image: Path | int | None, options: CaptureOptions
-) -> tuple[str, ...]:
-    """Refuse what cannot give a consistent image; returns why the source is in use, if allowed."""
-    if not device.size:
-        raise UsageError(f"{device.path} is empty: it has no sector that could be stored")
-    busy = mounted_read_write(device.path)
-    if busy and not options.crash_consistent:
-        raise RefusedError(
-            f"{device.path} is in use ({busy[0]}): unmount it, or add --consistency crash to "
-            "store what is mounted as a power cut would leave it"
-        )
-    if isinstance(image, Path) and same_disk(image.absolute().parent, device.path):
-        raise RefusedError(
-            f"{image} lies on the disk that is to be captured: choose a place on another disk"
-        )
-    return busy
-
-
-def _analyse(
-    device: SourceDevice, options: CaptureOptions, busy: tuple[str, ...], progress: Progress
-) -> Analysis:
-    return analyse(
-        device,
-        device.path,
-        # The maps of mounted file systems change while they are read, so they prove nothing.
-        raw=options.raw or bool(busy),
-        raw_reason=_BUSY if busy else None,
-        keep_gaps=options.keep_gaps,
-        only=options.only,
-        exclude=options.exclude,
-        next_data=device.next_data,
-        progress=progress,
-    )
-
-
-def _verdict(unreadable: Extents) -> str:
-    return "degraded" if unreadable else "ok"
-
-
-def _results(used: int, zero: int, unreadable: Extents) -> Json:
-    """The manifest's facts."""
-    return {
-        "verdict": _verdict(unreadable),
-        "finished": now(),
-        "used": used,
-        "zero": zero,
-        "unreadable_bytes": unreadable.total,
-        "unreadable": [list(pair) for pair in islice(unreadable, MAX_UNREADABLE_LISTED)],
-    }

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 from imager.disk.source import SourceDevice
-from imager.extents import Extents
-from imager.image.format import INCOMPATIBLE_INCREMENTAL, INCOMPATIBLE_PARTIAL
+from imager.image.format import (
+    INCOMPATIBLE_FREE,
+    INCOMPATIBLE_INCREMENTAL,
+    INCOMPATIBLE_PARTIAL,
+)
 from imager.image.head import Head
 from imager.layout.analyse import Analysis
+from imager.layout.table import table_sectors
 from imager.parent_image import ParentImage
 from imager.version import VERSION
 
@@ -48,17 +52,19 @@ def describe(
     device: SourceDevice,
     analysis: Analysis,
     options: Description,
-    busy: bool,
+    consistency: str,
     parent: ParentImage | None,
 ) -> Head:
-    """The head of the image that a capture is about to write; `busy`: the disk is in use."""
-    partial = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
+    """The head of the image that a capture is about to write."""
+    bits = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
+    bits |= INCOMPATIBLE_INCREMENTAL if parent else 0
+    bits |= INCOMPATIBLE_FREE if consistency == "frozen" else 0
     return Head(
         disk_size=device.size,
         chunk_size=parent.head.chunk_size if parent else options.chunk_size,
         sector_size=device.sector_size,
         split=options.split is not None,
-        incompatible=partial | (INCOMPATIBLE_INCREMENTAL if parent else 0),
+        incompatible=bits,
         facts={
             "created": now(options.created),
             "tool": f"imager {VERSION}",
@@ -66,24 +72,13 @@ def describe(
             "source": device.identity.to_json(),
             "physical_sector_size": device.physical_sector_size,
             "level": options.level,
-            "consistency": "crash" if busy else "offline",
+            "consistency": consistency,
             "note": options.note,
             "parents": [each.to_json() for each in parent.references] if parent else [],
             "layout": analysis.layout.to_json(),
-            "table": _table_sectors(device, analysis.layout.table.extents),
+            "table": table_sectors(device, analysis.layout.table.extents),
         },
     )
-
-
-def _table_sectors(device: SourceDevice, extents: Extents) -> list[list[object]]:
-    """The partition table's sectors that are not zero, as [byte offset, hexadecimal]."""
-    sectors: list[list[object]] = []
-    for start, end in extents:
-        for offset in range(start, end, device.sector_size):
-            data = device.read(offset, min(device.sector_size, end - offset))
-            if any(data):
-                sectors.append([offset, data.hex()])
-    return sectors
 
 
 def _host(name: str | None) -> dict[str, object]:

@@ -71,6 +71,12 @@ class StoreAbsentError(ImagerError):
     exit_code = 10
 
 
+class NotCaughtError(ImagerError):
+    """A disk in use could not be caught at one instant; no image was kept. Worth another try."""
+
+    exit_code = 11
+
+
 class NotUnderstoodError(Exception):
     """A parser's proof failed: the structure is unknown, inconsistent or damaged.
 

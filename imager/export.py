@@ -26,6 +26,7 @@ from imager.image.append import write_all
 from imager.image.chain import Chain
 from imager.image.codec import ChunkDecoder, ChunkEncoder
 from imager.image.format import (
+    INCOMPATIBLE_FREE,
     INCOMPATIBLE_INCREMENTAL,
     ChunkKind,
     Entry,
@@ -285,7 +286,7 @@ def _full_head(chain: Chain) -> Head:
         "parents": [],
         "exported": {"uuid": str(uuid.UUID(bytes=chain.image.uuid)), "tool": f"imager {VERSION}"},
     }
-    incompatible = chain.head.incompatible & ~INCOMPATIBLE_INCREMENTAL
+    incompatible = chain.head.incompatible & ~(INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE)
     return replace(chain.head, split=False, incompatible=incompatible, facts=facts)
 
 

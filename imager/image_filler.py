@@ -55,7 +55,7 @@ class _Work(NamedTuple):
     """Content hash of the parent's chunk, or of each of its chunks, there; None without one."""
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """A chunk run as a thread hands it back; `frame` is None where all is zero."""
 
     run: ChunkRun
@@ -88,40 +88,38 @@ class ImageFiller:
     ) -> None:
         """Write the image's beginning to `sink`, or take up what an interrupted capture left."""
         self._device = device
-        self._parent = parent
+        self.parent = parent
         self._used = analysis.used - analysis.excluded
         unused = self._used.complement(0, device.size) - analysis.excluded
         if parent is not None:
             parent.compare_maps(unused, analysis.excluded)
-        self._algorithm = parent.algorithm if parent else hash_algorithm(settings.hash_name)
-        self._encoder = ChunkEncoder(self._algorithm, settings.level, head.chunk_size)
+        self.algorithm = parent.algorithm if parent else hash_algorithm(settings.hash_name)
+        self.encoder = ChunkEncoder(self.algorithm, settings.level, head.chunk_size)
         salvage = Salvage(device.reread_sector, device.sector_size)
         self._reader = ChunkReader(
             device.readinto,
             head.chunk_size,
             salvage if settings.continue_on_read_error else None,
         )
-        self._threads = thread_count(settings.threads)
+        self.threads = thread_count(settings.threads)
         remains = None
         if settings.resume and isinstance(sink, FileSink):
             plan = CapturePlan(head, self._used, unused, analysis.excluded, parent)
-            remains = find_remains(
-                sink, plan, self._reader, self._algorithm, self._threads, progress
-            )
+            remains = find_remains(sink, plan, self._reader, self.algorithm, self.threads, progress)
         self._head = remains.head if remains else head
         self.uuid = remains.uuid if remains else uuid.uuid4().bytes
-        self._writer = ImageWriter(
-            sink, self._head, self.uuid, self._algorithm, unused, analysis.excluded
+        self.writer = ImageWriter(
+            sink, self._head, self.uuid, self.algorithm, unused, analysis.excluded
         )
         if remains and isinstance(sink, FileSink):
-            self._writer.take_up(remains.part_starts, remains.segments(), remains.inherited)
+            self.writer.take_up(remains.part_starts, remains.segments(), remains.inherited)
             remains.close()
-            sink.truncate(self._writer.size)
+            sink.truncate(self.writer.size)
         else:
-            self._writer.begin()
-        self.resumed = self._writer.position
+            self.writer.begin()
+        self.resumed = self.writer.position
         """Disk bytes taken over from an interrupted capture."""
-        self._zeros = ZeroRuns(self._writer, self._encoder, self._head.chunk_size)
+        self.zeros = ZeroRuns(self.writer, self.encoder, self._head.chunk_size)
         self._zeros_before = remains.zero if remains else 0
         self.inherited = remains.inherited_bytes if remains else 0
         """Disk bytes in chunks that are the parent's, so far."""
@@ -131,32 +129,32 @@ class ImageFiller:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._writer.close()
+        self.writer.close()
 
     def fill(self, progress: Progress) -> None:
         """Read, compress and write everything that is not in the image yet."""
         total = self._used.total
-        start = self._writer.position
+        start = self.writer.position
         done = self._used.clip(0, start).total
         progress("capture", done, total)
-        with closing(ordered_map(self._encode, self._work(start), self._threads)) as results:
+        with closing(ordered_map(self._encode, self._work(start), self.threads)) as results:
             for encoded in results:
                 if encoded.unchanged:
                     self._add_parents(encoded)
                 elif encoded.frame is None:
-                    self._zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
+                    self.zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
                 else:
                     self._add_frame(encoded, encoded.frame)
                 for start, end in encoded.unreadable:
                     self._unreadable.add(start, end)
                 done += encoded.run.used.total
                 progress("capture", done, total)
-        self._zeros.flush()
+        self.zeros.flush()
 
     @property
     def zero(self) -> int:
         """Disk bytes in chunks that are all zero, so far."""
-        return self._zeros_before + self._zeros.written
+        return self._zeros_before + self.zeros.written
 
     def unreadable(self) -> Extents:
         """What the device did not give; once, when all is stored."""
@@ -164,43 +162,53 @@ class ImageFiller:
 
     def finish(self, results: Json) -> WrittenImage:
         """Write the image's end with these facts for the manifest, and make it durable."""
-        return self._writer.finish(results)
+        return self.writer.finish(results)
 
     def _work(self, start: int) -> Iterator[_Work]:
         """The disk from `start` on; a run without anything in use is cut as the parent's are."""
         runs = chunk_runs(self._used, start, self._device.size, self._head.chunk_size)
-        if self._parent is None:
+        if self.parent is None:
             for run in runs:
                 yield _Work(run, None)
             return
-        cursor = ParentCursor(self._parent, start)
+        cursor = ParentCursor(self.parent, start)
         for run in runs:
             for low, high, parent_hash in cursor.covering(run.start, run.end):
                 yield _Work(ChunkRun(low, high, run.used), parent_hash)
 
-    def _encode(self, work: _Work) -> _Encoded:
+    def _encode(self, work: _Work) -> Encoded:
         """Read and compress one chunk, in a thread."""
         run, parent_hash = work
         if not run.used:
-            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+            same = parent_hash is not None and parent_hash == self.zeros.content_hash(
                 run.end - run.start
             )
-            return _Encoded(run, None, parent_hash or b"", b"", [], same)
+            return Encoded(run, None, parent_hash or b"", b"", [], same)
         chunk, unreadable = self._reader.read(run)
-        if self._encoder.is_zero(chunk):
-            same = parent_hash is not None and parent_hash == self._zeros.content_hash(
+        return self.encode(run, chunk, unreadable, parent_hash)
+
+    def encode(
+        self,
+        run: ChunkRun,
+        chunk: bytearray,
+        unreadable: list[tuple[int, int]],
+        parent_hash: bytes | None,
+    ) -> Encoded:
+        """Compress the content of one chunk; for many threads."""
+        if self.encoder.is_zero(chunk):
+            same = parent_hash is not None and parent_hash == self.zeros.content_hash(
                 run.end - run.start
             )
-            return _Encoded(run, None, parent_hash or b"", b"", unreadable, same)
-        content_hash = self._algorithm.digest(chunk)
+            return Encoded(run, None, parent_hash or b"", b"", unreadable, same)
+        content_hash = self.algorithm.digest(chunk)
         if content_hash == parent_hash:
-            return _Encoded(run, None, content_hash, b"", unreadable, True)
+            return Encoded(run, None, content_hash, b"", unreadable, True)
         frame, base = self._compress(run, chunk, parent_hash)
-        return _Encoded(
+        return Encoded(
             run,
             frame,
             content_hash,
-            self._algorithm.frame_digest(frame),
+            self.algorithm.frame_digest(frame),
             unreadable,
             base=base,
         )
@@ -213,36 +221,34 @@ class ImageFiller:
         The first base serves unless it is of hardly any use.
         """
         whole: bytes | None = None
-        if self._parent is not None and parent_hash is not None:
-            zero_hash = self._zeros.content_hash(run.end - run.start)
-            for base, content in self._parent.bases(run.start, zero_hash):
-                delta = self._encoder.encode_delta(chunk, content)
+        if self.parent is not None and parent_hash is not None:
+            zero_hash = self.zeros.content_hash(run.end - run.start)
+            for base, content in self.parent.bases(run.start, zero_hash):
+                delta = self.encoder.encode_delta(chunk, content)
                 if len(delta) * _GOOD_DELTA <= len(chunk):
                     return delta, base
-                whole = whole or self._encoder.encode(chunk)
+                whole = whole or self.encoder.encode(chunk)
                 if len(delta) < (len(whole) * 7 // 8 if base.parent == 0 else len(whole) // 2):
                     return delta, base
-        return whole or self._encoder.encode(chunk), None
+        return whole or self.encoder.encode(chunk), None
 
-    def _add_frame(self, encoded: _Encoded, frame: bytes) -> None:
-        self._zeros.flush()
-        self._writer.add_unreadable(encoded.unreadable)
+    def _add_frame(self, encoded: Encoded, frame: bytes) -> None:
+        self.zeros.flush()
+        self.writer.add_unreadable(encoded.unreadable)
         if encoded.base is None:
-            self._writer.add_data(frame, encoded.content_hash, encoded.frame_hash)
+            self.writer.add_data(frame, encoded.content_hash, encoded.frame_hash)
         else:
-            self._writer.add_delta(frame, encoded.content_hash, encoded.frame_hash, encoded.base)
+            self.writer.add_delta(frame, encoded.content_hash, encoded.frame_hash, encoded.base)
 
-    def _add_parents(self, encoded: _Encoded) -> None:
+    def _add_parents(self, encoded: Encoded) -> None:
         """Refer to the parent; its maps count there, if they are the same."""
         run = encoded.run
-        self._zeros.flush()
-        own = bool(
-            self._parent and self._parent.maps_differ(run.start, run.end, encoded.unreadable)
-        )
+        self.zeros.flush()
+        own = bool(self.parent and self.parent.maps_differ(run.start, run.end, encoded.unreadable))
         if own:
-            self._writer.add_unreadable(encoded.unreadable)
+            self.writer.add_unreadable(encoded.unreadable)
         size = run.end - run.start
-        self._writer.add_parents(encoded.content_hash, -(-size // self._head.chunk_size), own)
+        self.writer.add_parents(encoded.content_hash, -(-size // self._head.chunk_size), own)
         self.inherited += size
-        if encoded.content_hash == self._zeros.content_hash(run.end - run.start):
+        if encoded.content_hash == self.zeros.content_hash(run.end - run.start):
             self._zeros_before += size

@@ -102,11 +102,11 @@ class ParentImage:
 
     def compare_maps(self, unused: Extents, excluded: Extents) -> None:
         """Find out where the new image's maps are not the parent's."""
+        self._differing = Extents()
         ours = {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
         for kind, extents in ours.items():
             theirs = self._maps[kind]
             self._differing |= (extents - theirs) | (theirs - extents)
-        del self._maps[RangeKind.UNUSED], self._maps[RangeKind.EXCLUDED]
 
     def maps_differ(self, start: int, end: int, unreadable: list[tuple[int, int]]) -> bool:
         """Whether the new image has other maps in [start, end), where `unreadable` was not read."""
@@ -114,6 +114,10 @@ class ParentImage:
             return True
         before = self._maps[RangeKind.UNREADABLE]
         return bool(before or unreadable) and before.clip(start, end) != Extents.of(unreadable)
+
+    def unreadable(self, start: int, end: int) -> Extents:
+        """What of [start, end) could not be read when the parent was captured."""
+        return self._maps[RangeKind.UNREADABLE].clip(start, end)
 
     def runs(self, start: int, end: int) -> Iterator[ParentRun]:
         """What it has in this disk range, in order."""
@@ -151,6 +155,20 @@ class ParentImage:
             except (ImageError, ReadFailedError):
                 continue
             yield Base(item, chunk.size, start, chunk.content_hash), content
+
+    def read_chunk(self, start: int, expected: bytes) -> bytes | memoryview:
+        """The chunk at disk byte `start`; ImageError or ReadFailedError where it is damaged.
+
+        The memory is this thread's, and valid until its next call.
+        """
+        return self._chain.read_chunk(self._chain.find_chunk(start, expected=expected))
+
+    def read_base(self, base: Base) -> bytes | memoryview:
+        """As `read_chunk`, for what a delta has been made against."""
+        image = self._bases[base.parent]
+        return self._chain.read_chunk(
+            self._chain.find_chunk(base.offset, image, expected=base.content_hash)
+        )
 
     def problem_now(self, files: tuple[Path, ...]) -> str:
         """Why the image in `files`, just written, would not find its parent; empty if it does.

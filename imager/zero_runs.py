@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from imager.image.codec import ChunkEncoder
 from imager.image.format import MAX_ZERO_RUN, SEGMENT_RANGES
-from imager.image.writer import ImageWriter
 
 _UNIT = 1 << 25
 """Longer runs are cut to a multiple of this (bytes)."""
+
+
+class ZeroWriter(Protocol):
+    """Takes runs of zeros: an image's writer."""
+
+    def count_ranges(self, start: int, end: int) -> int:
+        """How many ranges a segment would have to list for [start, end) of the disk."""
+
+    def add_unreadable(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Note ranges of the next run that the device did not give."""
+
+    def add_zeros(self, chunks: int, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
+        """The next chunks are zeros."""
 
 
 class _Pending(NamedTuple):
@@ -24,7 +36,7 @@ class _Pending(NamedTuple):
 class ZeroRuns:
     """The zeros between an image's other chunks; `flush` before each of these, and at the end."""
 
-    def __init__(self, writer: ImageWriter, encoder: ChunkEncoder, chunk_size: int) -> None:
+    def __init__(self, writer: ZeroWriter, encoder: ChunkEncoder, chunk_size: int) -> None:
         """Write to `writer` whose chunks have `chunk_size` bytes."""
         self._writer = writer
         self._encoder = encoder

@@ -26,12 +26,13 @@ from imager.image.format import ChunkKind
 from imager.image.index import Segment
 from imager.image.reader import ImageReader
 from tests.bench_increments import increments
+from tests.bench_live import live
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
-_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments"]
+_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments", "live"]
 
 
 def main() -> None:
@@ -52,6 +53,8 @@ def main() -> None:
                 part(folder, source, arguments.runs)
         if "increments" in arguments.what:
             increments(folder, source, arguments.runs)
+        if "live" in arguments.what:
+            live(folder, source, arguments.runs)
         if "memory" in arguments.what:
             memory(folder)
         if "maps" in arguments.what:

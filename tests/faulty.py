@@ -172,7 +172,7 @@ def _install(faults: _Faults) -> None:
     mock.patch.object(shutil, "which", find).start()
     mock.patch.object(abi, "discard", discard).start()
     if faults.find("clock", "") is not None:
-        for name in ("imager.capture", "imager.description"):
+        for name in ("imager.capture_facts", "imager.description"):
             module = importlib.import_module(name)
             mock.patch.object(module, "now", lambda *_: "2024-02-29T12:00:00+01:00").start()
         mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=1)).start()

@@ -62,6 +62,7 @@ Exit status:
   8  what was compared differs
   9  a program or package that is needed is not installed
   10 the store is not there: its disk is not connected, or not mounted
+  11 a disk in use could not be caught at one instant; try again
   70 a fault in imager itself
   130, 143  interrupted, terminated
 """

@@ -10,10 +10,11 @@ from pathlib import Path
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.progress import ProgressDisplay
-from imager.cli.text import format_size, say, size_argument
+from imager.cli.text import duration_argument, format_size, say, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
+from imager.live.disk import Instant
 from imager.store.capture import MAX_CHAIN, StoredCapture, capture_into, preview_into
 from imager.store.folder import open_store
 from imager.words.capture import result_lines
@@ -127,10 +128,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--verify", action="store_true", help="check the image right afterwards")
     parser.add_argument(
         "--consistency",
-        choices=("offline", "crash"),
-        default="offline",
-        help="offline (default): refuse a disk that is mounted read-write; "
-        "crash: store it whole, as a power cut would leave it",
+        choices=("auto", "offline", "frozen", "snapshot", "crash"),
+        default="auto",
+        help="auto (default): offline where nothing on the disk is mounted read-write, else frozen; "
+        "frozen: the disk as it is at one instant, at which its file systems stand still; "
+        "offline: refuse a disk in use; snapshot: not in this release; "
+        "crash: store what is mounted whole, as a power cut would leave it",
+    )
+    parser.add_argument(
+        "--target-pause",
+        type=duration_argument,
+        default=0.15,
+        metavar="TIME",
+        help="how short the standstill of a disk in use should be, such as 150ms (default)",
+    )
+    parser.add_argument(
+        "--max-pause",
+        type=duration_argument,
+        default=2.0,
+        metavar="TIME",
+        help="the longest standstill: what cannot be shorter fails (default 2s)",
+    )
+    parser.add_argument(
+        "--before-freeze",
+        default="",
+        metavar="COMMAND",
+        help="shell command to be run just before the standstill, such as one that has a database "
+        "write everything out; if it fails there is no image",
+    )
+    parser.add_argument(
+        "--after-thaw",
+        default="",
+        metavar="COMMAND",
+        help="shell command to be run just after it, whatever became of it",
     )
     parser.add_argument(
         "--sector-size",
@@ -157,7 +187,11 @@ def run(arguments: argparse.Namespace) -> int:
         continue_on_read_error=arguments.continue_on_read_error,
         resume=arguments.resume,
         verify=arguments.verify,
-        crash_consistent=arguments.consistency == "crash",
+        consistency=arguments.consistency,
+        target_pause=arguments.target_pause,
+        max_pause=arguments.max_pause,
+        before_freeze=arguments.before_freeze,
+        after_thaw=arguments.after_thaw,
         sector_size=arguments.sector_size,
         parent=arguments.parent,
     )
@@ -258,12 +292,26 @@ def _result_json(result: CaptureResult) -> dict[str, object]:
         "zero": result.zero,
         "unreadable": [list(pair) for pair in result.unreadable],
         "resumed": result.resumed,
+        "consistency": result.consistency,
+        "instant": _instant_json(result.instant),
         "parent": result.parent.to_json() if result.parent else None,
         "inherited": result.inherited,
         "parent_problem": result.parent_problem or None,
         "seconds": round(result.seconds, 3),
         "check": result.check.verdict if result.check else None,
         "layout": result.layout.to_json(),
+    }
+
+
+def _instant_json(instant: Instant | None) -> dict[str, object] | None:
+    if instant is None:
+        return None
+    return {
+        "time": instant.pause.instant,
+        "pause": round(instant.pause.seconds, 4),
+        "read_again": list(instant.rounds),
+        "written_meanwhile": instant.written,
+        "warning": instant.warning or None,
     }
 
 

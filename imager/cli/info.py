@@ -101,6 +101,9 @@ def _lines(chain: Chain) -> Iterator[str]:
         f"{_text(host, 'firmware').upper()} firmware"
     )
     yield f"captured   {_when(facts)}, {_text(facts, 'tool')}, {_text(facts, 'consistency')}"
+    if image.manifest is not None and "instant" in image.manifest.facts:
+        caught = image.manifest.facts
+        yield f"instant    {_text(caught, 'instant')}, standstill of {_text(caught, 'pause')} s"
     if facts.get("note"):
         yield f"note       {_text(facts, 'note')}"
     yield f"disk       {_disk(facts)}, {image.head.disk_size} bytes"

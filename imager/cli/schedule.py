@@ -46,8 +46,8 @@ _ADD_EPILOG = """\
 examples:
   imager schedule add /dev/sda --store /mnt/backup --daily 02:00
   imager schedule add /dev/sda --store /mnt/usb --weekly Sun 03:00 --keep-last 8 --name usb
-  imager schedule add /dev/sda --store /mnt/nas --daily 12:30 --daily 20:00 --wake \\
-      --keep-within 7d --keep-weekly 8 --check-within 30d --consistency crash \\
+  imager schedule add /dev/sda --store /mnt/nas --daily 12:30 --daily 20:00 \\
+      --keep-within 7d --keep-weekly 8 --check-within 30d --wake \\
       --on-failure 'mail -s "$IMAGER_MESSAGE" root </dev/null' --ping https://hc.example/abc
 
 The disk is kept by its serial number, WWN or partition table: it may be sdb tomorrow. Without a
@@ -152,7 +152,9 @@ def _add_add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     capture.add_argument("--only", type=partition_list, default=(), metavar="N[,N...]")
     capture.add_argument("--exclude", type=partition_list, default=(), metavar="N[,N...]")
     capture.add_argument("--continue-on-read-error", action="store_true")
-    capture.add_argument("--consistency", choices=("offline", "crash"), default="offline")
+    capture.add_argument(
+        "--consistency", choices=("auto", "offline", "frozen", "crash"), default="auto"
+    )
     add_units(parser)
     parser.set_defaults(run=_add)
 
@@ -179,7 +181,7 @@ def _add(arguments: argparse.Namespace) -> int:
         level=arguments.level,
         only=arguments.only,
         exclude=arguments.exclude,
-        crash_consistent=arguments.consistency == "crash",
+        consistency=arguments.consistency,
         continue_on_read_error=arguments.continue_on_read_error,
         delay_minutes=arguments.delay,
         wake=arguments.wake,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from imager.wording import (
@@ -16,6 +17,7 @@ from imager.wording import (
 )
 
 __all__ = [
+    "duration_argument",
     "format_age",
     "format_duration",
     "format_size",
@@ -28,12 +30,27 @@ __all__ = [
 ]
 
 
+_MOST_SECONDS = 24 * 60 * 60
+
+
 def size_argument(text: str) -> int:
     """`parse_size` as the type of an argparse argument, so that its message is shown."""
     try:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def duration_argument(text: str) -> float:
+    """Seconds, as the type of an argparse argument: "150ms", "2s", "0.5"."""
+    unit = 0.001 if text.endswith("ms") else 1.0
+    try:
+        seconds = float(text.removesuffix("ms").removesuffix("s")) * unit
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 150ms or 2s")
+    return seconds
 
 
 def say(text: str) -> None:

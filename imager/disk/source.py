@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from pathlib import Path
 
 from imager.disk.device import Device, open_device, open_direct, why
 from imager.errors import ReadFailedError
+
+_DIRECT_BUFFER = 1 << 20
+"""Bytes that one read past the cache asks for at most, by each thread."""
 
 
 class SourceDevice(Device):
@@ -38,6 +42,18 @@ class SourceDevice(Device):
             os.close(fd)
             raise
         self._direct_fd = open_direct(fd)
+        self._past_cache = False
+        self._local = threading.local()
+
+    def read_past_cache(self) -> None:
+        """From now on read with O_DIRECT only; ReadFailedError where that is impossible.
+
+        What is mounted is written through its own cache: the disk's cache knows nothing of it, and
+        would go on giving what it once read.
+        """
+        if self._direct_fd < 0:
+            raise ReadFailedError(f"{self.path} cannot be read past the page cache (O_DIRECT)")
+        self._past_cache = True
 
     def reread_sector(self, offset: int, view: memoryview) -> None:
         """As `readinto` for one sector, but past the page cache where that is possible.
@@ -52,6 +68,19 @@ class SourceDevice(Device):
         if direct >= 0:
             os.close(direct)
         super().close()
+
+    def _read_some(self, view: memoryview, offset: int) -> int:
+        if not self._past_cache:
+            return super()._read_some(view, offset)
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(mmap.mmap(-1, _DIRECT_BUFFER))
+        skipped = offset % self.sector_size
+        size = -(-(skipped + view.nbytes) // self.sector_size) * self.sector_size
+        count = os.preadv(self._direct_fd, [buffer[:size]], offset - skipped)
+        useful = min(max(count - skipped, 0), view.nbytes)
+        view[:useful] = buffer[skipped : skipped + useful]
+        return useful
 
     def _read_some_directly(self, view: memoryview, offset: int) -> int:
         if self._direct_fd < 0:

@@ -56,6 +56,11 @@ _READERS: dict[str, str] = {
 """The registry: blkid's name of a type to the module that reads it; imported only on use."""
 
 
+def is_known(kind: str | None) -> bool:
+    """Whether there is a reader for what blkid calls `kind`."""
+    return kind in _READERS
+
+
 def read_allocation(kind: str, volume: Volume) -> Allocation:
     """The allocation of `volume`, which blkid calls `kind`.
 

@@ -77,6 +77,25 @@ class AppendFile:
         write_all(self.fd, memoryview(data), offset)
         os.fsync(self.fd)
 
+    def patch(self, offset: int, data: bytes | memoryview) -> None:
+        """Exchange bytes, or go on behind the end, without sync."""
+        self.settle()
+        write_all(self.fd, memoryview(data), offset)
+        self.size = max(self.size, offset + len(data))
+        self._write_back.wrote(self.fd, len(data))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes that were written before."""
+        self.settle()
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            count = os.preadv(self.fd, [view], offset)
+            if count == 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            view, offset = view[count:], offset + count
+        return bytes(data)
+
     def sync(self) -> None:
         """Have everything on the disk."""
         self.settle()

@@ -23,6 +23,7 @@ class ChunkEncoder:
     def __init__(self, algorithm: HashAlgorithm, level: int, chunk_size: int) -> None:
         """Compress at zstd level `level`; chunks are at most `chunk_size` bytes."""
         self.algorithm = algorithm
+        self.level = level
         self._parameters = compression_parameters(level, chunk_size)
         self._delta_parameters = delta_parameters(level, chunk_size)
         self._zeros = bytes(chunk_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from imager.errors import ImageError, ReadFailedError
@@ -9,6 +10,8 @@ from imager.image.files import PART_RECORD_SIZE, Part
 from imager.image.format import (
     FOOTER_RECORD_SIZE,
     GUARDED,
+    INCOMPATIBLE_FREE,
+    MAX_FREE_RECORD,
     OPENING_SIZE,
     PART_HEADER,
     SEEK_ENTRY,
@@ -116,6 +119,8 @@ class Coverage:
         if self._gap_allowed and offset > self._position:
             self._pass_gap(offset)
         self._gap_allowed = False
+        if offset > self._position and self._image.head.incompatible & INCOMPATIBLE_FREE:
+            self._pass_free(offset)
         if offset != self._position:
             self._stop(f"frames overlap or leave a gap at byte {self._position}")
         self._compare(size, decoded)
@@ -131,6 +136,27 @@ class Coverage:
         except (ImageError, ReadFailedError) as error:
             self._image.problems.add(str(error))
             self._lose_seek_table()
+
+    def _pass_free(self, offset: int) -> None:
+        """Free space up to `offset`: records of zeros, which nothing else names."""
+        while self._following and self._position < offset:
+            try:
+                size = self._free_record()
+                if self._position + size > offset:
+                    raise ImageError("it reaches too far")
+            except (ImageError, ReadFailedError) as error:
+                self._image.problems.add(f"free space at byte {self._position}: {error}")
+                self._pass_gap(offset)
+                return
+            self._compare(size, 0)
+            self._position += size
+
+    def _free_record(self) -> int:
+        """The size of the free space here; ImageError where there is none, or it is damaged."""
+        record = self._image.read_record(self._position, MAX_FREE_RECORD, Tag.FREE)
+        if any(record.payload):
+            raise ImageError("it holds something")
+        return len(record.payload) + OVERHEAD
 
     def _lose_seek_table(self) -> None:
         self._seek_entries = None
@@ -173,6 +199,11 @@ class Coverage:
         if not self._following or self._gap_allowed:
             return
         self._pass_part()
+        with contextlib.suppress(ImageError, ReadFailedError):  # what is not free is the separator
+            while self._image.head.incompatible & INCOMPATIBLE_FREE:
+                size = self._free_record()
+                self._compare(size, 0)
+                self._position += size
         try:
             record = self._image.read_record(self._position, SEPARATOR_SIZE, Tag.SEPARATOR)
             if record.payload != bytes(SEPARATOR_SIZE):

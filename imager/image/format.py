@@ -12,7 +12,7 @@ from typing import NamedTuple
 MAJOR = 1
 MINOR = 0
 MINOR_INCREMENTAL = 1
-"""Incremental images came with version 1.1; all others stay what 1.0 made them."""
+"""Incremental images, and free space, came with version 1.1; others stay what 1.0 made them."""
 RELEASE = b"imager 0.1"
 """The first release that reads images of this version."""
 
@@ -20,7 +20,9 @@ INCOMPATIBLE_PARTIAL = 1 << 0
 """Some partitions were left out by request: not the image of a whole disk."""
 INCOMPATIBLE_INCREMENTAL = 1 << 1
 """Holds only what differs from its parent, without which it cannot be read."""
-KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL
+INCOMPATIBLE_FREE = 1 << 2
+"""Some space between frames is free: it was captured from a disk in use, and patched."""
+KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE
 GUARDED = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL
 """With any of these plain `zstd` would give something else than the disk."""
 KNOWN_READ_COMPATIBLE = 0
@@ -83,6 +85,9 @@ MAX_DELTA_DEPTH = 12
 MAX_DELTA_DEPTH_READ = 32
 """Deltas one upon the other that a reader follows."""
 
+MAX_FREE_RECORD = 1 << 20
+"""Bytes of a record of free space; larger space is several of them."""
+
 SKIPPABLE = Struct("<II")
 
 
@@ -118,6 +123,7 @@ class Tag:
     SEGMENT_COPY = b"SEGC"
     SEPARATOR = b"VOID"
     PART = b"PART"
+    FREE = b"FREE"
     MANIFEST = b"MANI"
     INDEX = b"INDX"
     FOOTER = b"FOOT"

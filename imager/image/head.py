@@ -16,6 +16,7 @@ from typing import Never, TypeVar
 
 from imager.errors import ImageError, UnsupportedImageError
 from imager.image.format import (
+    INCOMPATIBLE_FREE,
     INCOMPATIBLE_INCREMENTAL,
     KNOWN_INCOMPATIBLE,
     MAJOR,
@@ -83,7 +84,8 @@ class Head:
 
     def encode(self) -> bytes:
         """The head record's payload."""
-        minor = MINOR_INCREMENTAL if self.incremental else MINOR
+        later = self.incompatible & (INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE)
+        minor = MINOR_INCREMENTAL if later else MINOR
         version = Version(MAJOR, minor, self.incompatible, 0, 0, RELEASE)
         return VERSION.pack(*version) + dump(self.to_json())
 

@@ -39,14 +39,24 @@ class _Contents:
     """Disk ranges whose maps are not the parent's."""
     unreadable: ExtentsBuilder = field(default_factory=ExtentsBuilder)
     unreadable_count: int = 0
+    stored: int = 0
+    """Bytes of frames."""
 
 
 class SegmentBuilder:
     """The segment under way; chunks come in disk order."""
 
-    def __init__(self, algorithm: HashAlgorithm, maps: Mapping[RangeKind, Extents]) -> None:
-        """`maps` are those of the whole disk."""
+    def __init__(
+        self,
+        algorithm: HashAlgorithm,
+        maps: Mapping[RangeKind, Extents],
+        most_entries: int = SEGMENT_ENTRIES,
+        most_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """`maps` are those of the whole disk; the limits say when a segment is full."""
         self._algorithm = algorithm
+        self._most_entries = most_entries
+        self._most_bytes = most_bytes
         self._maps = maps
         self._contents = _Contents()
         self._run: _Run | None = None
@@ -64,13 +74,13 @@ class SegmentBuilder:
         """How many ranges the segment would have to list for [start, end) of the disk, at least."""
         return sum(extents.count(start, end) for extents in self._maps.values())
 
-    def is_full(self, offset: int) -> bool:
-        """Whether the segment should be closed when the image has grown to `offset` bytes."""
+    def is_full(self) -> bool:
+        """Whether the segment should be closed before anything else is added."""
         contents = self._contents
         ranges = sum(self.count_ranges(*own) for own in contents.own) + contents.unreadable_count
         return (
-            len(contents.entries) >= SEGMENT_ENTRIES
-            or (bool(contents.entries) and offset - contents.entries[0].offset >= SEGMENT_BYTES)
+            len(contents.entries) >= self._most_entries
+            or contents.stored >= self._most_bytes
             or ranges >= SEGMENT_RANGES
         )
 
@@ -81,6 +91,7 @@ class SegmentBuilder:
             entry = entry._replace(bases=1, reference=len(self._contents.bases))
             self._contents.bases.append(base)
         self._contents.entries.append(entry)
+        self._contents.stored += entry.stored_size
         self._pass(size, True)
 
     def add_parents(

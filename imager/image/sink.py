@@ -149,6 +149,27 @@ class FileSink:
         """Exchange the opening at once, durably."""
         self._exchange(opening)
 
+    def patch(self, offset: int, data: bytes | memoryview) -> None:
+        """Exchange bytes of an image that is not split, or go on behind its end."""
+        try:
+            self._files[0].patch(offset, data)
+        except OSError as error:
+            raise _write_error(self._image, error) from None
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of an image that is not split; WriteFailedError where they cannot be had again."""
+        try:
+            return self._files[0].read(offset, size)
+        except OSError as error:
+            raise _write_error(self._image, error) from None
+
+    def discard(self) -> None:
+        """Delete what was written, for nobody can go on with it."""
+        for number in range(1, len(self._files) + 1):
+            with contextlib.suppress(OSError):
+                self._partial(number).unlink()
+        self.close()
+
     def truncate(self, size: int) -> None:
         """Cut the output, all parts together, to `size` bytes; parts wholly behind it vanish."""
         try:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from imager.errors import ImageError, ImagerError, ReadFailedError, RefusedError
 from imager.image.format import (
     FOOTER,
+    INCOMPATIBLE_FREE,
     MAX_CHUNK,
     MAX_JSON,
     MAX_SEGMENT,
@@ -98,8 +99,9 @@ class ImageStream:
                 if held > MAX_SEGMENT_FRAMES or len(frames) > MAX_SEGMENT_ENTRIES:
                     raise ImageError("the stream's frames are not followed by a segment")
                 continue
-            if self._tag(frame) == Tag.PART:
-                decode_record(frame, Tag.PART, self.uuid)
+            tag = self._tag(frame)
+            if tag == Tag.PART or (tag == Tag.FREE and self.head.incompatible & INCOMPATIBLE_FREE):
+                decode_record(frame, tag, self.uuid)
                 continue
             payload = decode_record(frame, Tag.SEGMENT, self.uuid).payload
             segment = decode_segment(payload, self.head)
@@ -137,7 +139,7 @@ class ImageStream:
                 if Footer(*FOOTER.unpack(record.payload)).content_digest != content_digest:
                     raise ImageError("the content digest differs from the chunks' hashes")
                 break
-            elif tag not in (Tag.SEPARATOR, Tag.SEGMENT_COPY, Tag.PART):
+            elif tag not in (Tag.SEPARATOR, Tag.SEGMENT_COPY, Tag.PART, Tag.FREE):
                 raise ImageError("the stream's end is not that of an image")
         if self.manifest is None:
             raise ImageError("the stream has no manifest")

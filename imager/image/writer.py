@@ -10,8 +10,10 @@ more than a few MiB; the seek table takes 8 and the index about 1 byte for each 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from imager.errors import RefusedError, WriteFailedError
@@ -19,6 +21,7 @@ from imager.extents import Extents
 from imager.image.format import (
     FOOTER,
     FOOTER_RECORD_SIZE,
+    INCOMPATIBLE_FREE,
     INDEX_ITEM,
     MAX_JSON,
     OPENING_SIZE,
@@ -40,6 +43,7 @@ from imager.image.format import (
     Tag,
 )
 from imager.image.frames import guard_frame
+from imager.image.free import HEAD_SLACK, free_records, free_sizes, segment_slack
 from imager.image.hashing import ContentDigest, HashAlgorithm
 from imager.image.head import Head, Json, Manifest
 from imager.image.index import Segment, decode_segment, encode_index
@@ -77,7 +81,13 @@ class ImageWriter:
         unused: Extents,
         excluded: Extents,
     ) -> None:
-        """Write the opening and the head; `unused` and `excluded` are ranges of the disk."""
+        """Write the opening and the head; `unused` and `excluded` are ranges of the disk.
+
+        If the head says that there is free space, some is left behind it and behind each segment, so
+        that they can be patched.
+        """
+        self._slack = bool(head.incompatible & INCOMPATIBLE_FREE)
+        self._regions = array("Q")
         self._sink = sink
         self._head = head
         self._uuid = uuid
@@ -123,6 +133,7 @@ class ImageWriter:
         self._sink.write(opening)
         self._account_opening()
         self._emit(self._head_record, 0)
+        self._leave_free(HEAD_SLACK)
         # From now on whoever finds the unfinished file sees that it is one, and of what.
         self._sink.settle()
 
@@ -142,6 +153,9 @@ class ImageWriter:
         parts = [start for start in part_starts if start]
         for segment in segments:
             for start, end, entry in segment.placed(self._head.chunk_size):
+                if self._slack:
+                    for size in free_sizes(entry.offset - self._offset):
+                        self._account(size, 0)
                 if entry.kind == ChunkKind.PARENT:
                     for content_hash, chunks in inherited(start, end):
                         self._digest.add(content_hash, chunks)
@@ -160,6 +174,23 @@ class ImageWriter:
             starts.pop(0)
             self._parts += 1
             self._account(PART_HEADER.size + OVERHEAD, 0)
+
+    def end_chunks(self) -> None:
+        """Write the segment under way; nothing can be added afterwards."""
+        if not self._builder.empty:
+            self._close_segment()
+        if self.position < self._head.disk_size:
+            raise ValueError("the image does not cover the disk")
+
+    def written_regions(self) -> Iterator[tuple[int, int, bytes]]:
+        """Where each segment with its frames and slack lies in the image, and its payload.
+
+        For an image with slack, once all is written.
+        """
+        self._segments.seek(0)
+        items = map(IndexItem._make, INDEX_ITEM.iter_unpack(self._items))
+        for (start, end), item in zip(pairwise(self._regions), items, strict=True):
+            yield start, end, self._segments.read(item.size - OVERHEAD)
 
     def add_data(self, frame: bytes, content_hash: bytes, frame_hash: bytes) -> None:
         """Append the frame of the next chunk."""
@@ -182,7 +213,7 @@ class ImageWriter:
         With `own_maps` what is unused, unreadable or excluded in them is not what it is there.
         """
         builder = self._builder
-        if builder.is_full(self._offset):
+        if builder.is_full():
             self._close_segment()
         size = self._covered(chunks)
         self._note_unreadable()
@@ -214,10 +245,7 @@ class ImageWriter:
         `results` are the manifest's facts. The content digest is that of the chunks added, unless
         it is given for segments that were copied.
         """
-        if not self._builder.empty:
-            self._close_segment()
-        if self.position < self._head.disk_size:
-            raise ValueError("the image does not cover the disk")
+        self.end_chunks()
         self._write_copies()
         manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
         manifest_offset = self._emit(manifest, 0)
@@ -274,7 +302,7 @@ class ImageWriter:
         base: Base | None = None,
     ) -> None:
         self._builder.end_run()
-        if self._builder.is_full(self._offset):
+        if self._builder.is_full():
             self._close_segment()
         size = self._covered(chunks)
         offset = self._emit(frame, size)
@@ -282,7 +310,7 @@ class ImageWriter:
         self._note_unreadable()
         self._builder.add(entry, size, base)
         self._digest.add(content_hash, chunks)
-        if self._builder.is_full(self._offset):
+        if self._builder.is_full():
             self._close_segment()
 
     def _note_unreadable(self) -> None:
@@ -303,7 +331,15 @@ class ImageWriter:
         record = self._record(Tag.SEGMENT, payload)
         self._begin_part_for(len(record))
         self._account_segment(segment, payload)
+        frames = self._offset - segment.entries[0].offset
         self._emit(record, 0)
+        self._leave_free(segment_slack(frames))
+
+    def _leave_free(self, size: int) -> None:
+        if self._slack:
+            for record in free_records(size, self._uuid, self._algorithm):
+                self._emit(record, 0)
+            self._regions.append(self._offset)
 
     def _account_segment(self, segment: Segment, payload: bytes) -> None:
         """Keep what the index will say of a segment whose record begins here."""

@@ -23,6 +23,9 @@ _GAPS = "searching the gaps between partitions"
 Progress = Callable[[str, int, int], None]
 """Called with a step, a short clause, and with bytes done and in all where it takes long, or 0."""
 
+Identify = Callable[[str | os.PathLike[str], int, int], Identity | None]
+"""As `blkid.identify`."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -45,6 +48,8 @@ class _Disk:
     """Why every sector is taken, if so."""
     raw_volumes: Mapping[int | None, str]
     progress: Progress
+    identify: Identify
+    known_gaps: Collection[Gap]
 
     def report_gaps(self, done: int, total: int) -> None:
         """How far the search for lost partitions is, in bytes of unpartitioned space."""
@@ -66,6 +71,8 @@ def analyse(
     exclude: Collection[int] = (),
     raw_volumes: Mapping[int | None, str] | None = None,
     next_data: NextData | None = None,
+    known_gaps: Collection[Gap] = (),
+    identify: Identify = identify,
     progress: Progress = _silent,
 ) -> Analysis:
     """Find out what is on the disk `volume`, which blkid can look at under `path`.
@@ -73,12 +80,21 @@ def analyse(
     `raw` takes every sector, for `raw_reason` if not on request; `keep_gaps` all that is
     unpartitioned. `only` and `exclude` are partition numbers: the others, or these, are left out.
     `raw_volumes` gives numbers (None: the disk itself) that must be stored whole, with the reason.
-    `next_data` finds data in a sparse file (see `gaps`). `progress` is told each step.
+    `next_data` finds data in a sparse file (see `gaps`); gaps that are among `known_gaps` are not
+    searched again. `identify` asks blkid. `progress` is told each step.
 
     Raises UsageError for a partition that does not exist, MissingToolError without blkid. What is
     damaged, unknown or unreadable raises nothing: it is stored whole, and the layout says why.
     """
-    disk = _Disk(volume, path, (raw_reason or _RAW) if raw else None, raw_volumes or {}, progress)
+    disk = _Disk(
+        volume,
+        path,
+        (raw_reason or _RAW) if raw else None,
+        raw_volumes or {},
+        progress,
+        identify,
+        known_gaps,
+    )
     progress("reading the partition table", 0, 0)
     try:
         table = read_table(volume)
@@ -112,7 +128,7 @@ def _identify(disk: _Disk, partition: Partition | None) -> tuple[Identity | None
     """What blkid sees in a partition, or on the whole disk, or why that is not clear."""
     start, size = (partition.start, partition.size) if partition else (0, disk.volume.size)
     try:
-        identity = identify(disk.path, start, size)
+        identity = disk.identify(disk.path, start, size)
     except NotUnderstoodError as fault:
         return None, str(fault)
     return (identity if identity and identity.kind else None), None
@@ -159,7 +175,8 @@ def _assemble(
     """Put the volumes, in disk order, and the gaps between them together."""
     size = disk.volume.size
     occupied = Extents.of((layout.start, layout.end) for layout, _ in pieces)
-    gaps = find_gaps(disk.volume, occupied, keep_reason, next_data, disk.report_gaps)
+    known = {(gap.start, gap.end): gap for gap in disk.known_gaps}
+    gaps = find_gaps(disk.volume, occupied, keep_reason, next_data, disk.report_gaps, known)
     layouts = tuple(layout for layout, _ in pieces)
     excluded = Extents.of((at.start, at.end) for at in layouts if at.stored == "excluded")
     parts = [used for _, used in pieces]

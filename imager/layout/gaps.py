@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from imager.errors import ReadFailedError
 from imager.extents import Extents
@@ -36,20 +36,28 @@ def find_gaps(
     keep_reason: str | None = None,
     next_data: NextData | None = None,
     report: Report = _no_report,
+    known: Mapping[tuple[int, int], Gap] | None = None,
 ) -> tuple[Gap, ...]:
     """All gaps between the `occupied` ranges; with `keep_reason` all of them are stored.
 
     A gap that cannot be read where a signature might be is stored. On a medium without holes a
-    large gap costs one read per MiB; `next_data` spares those in a sparse file.
+    large gap costs one read per MiB; `next_data` spares those in a sparse file, and what is `known`
+    by start and end was judged before.
     """
+    known = known or {}
     ranges = occupied.complement(0, volume.size)
-    searched = [(start, end) for start, end in ranges if start and end - start > KEPT_WHOLE]
+    searched = [
+        (start, end)
+        for start, end in ranges
+        if start and end - start > KEPT_WHOLE and (start, end) not in known
+    ]
     total = sum(end - start for start, end in searched)
     gaps: list[Gap] = []
     done = 0
     for start, end in ranges:
         places = _reporting(_places(start, end, next_data), done - start, total, report)
-        gaps.append(_judge(volume, start, end, occupied, keep_reason, places))
+        judged = known.get((start, end))
+        gaps.append(judged or _judge(volume, start, end, occupied, keep_reason, places))
         done += end - start if (start, end) in searched else 0
     return tuple(gaps)
 

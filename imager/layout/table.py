@@ -10,7 +10,7 @@ from imager.filesystems import Volume
 from imager.layout import boot_record, gpt, mbr
 from imager.layout.model import Partition, PartitionTable
 
-__all__ = ["Partition", "PartitionTable", "read_table"]
+__all__ = ["Partition", "PartitionTable", "read_table", "table_sectors"]
 
 
 def read_table(volume: Volume) -> PartitionTable:
@@ -34,3 +34,14 @@ def read_table(volume: Volume) -> PartitionTable:
     if gpt.has_primary(volume):
         raise NotUnderstoodError("a GPT is there but no protective MBR says that it is in use")
     return mbr.read_mbr(volume, sector)
+
+
+def table_sectors(volume: Volume, extents: Extents) -> list[list[object]]:
+    """The sectors of a table's `extents` that are not zero, as [byte offset, hexadecimal]."""
+    sectors: list[list[object]] = []
+    for start, end in extents:
+        for offset in range(start, end, volume.sector_size):
+            data = volume.read(offset, min(volume.sector_size, end - offset))
+            if any(data):
+                sectors.append([offset, data.hex()])
+    return sectors

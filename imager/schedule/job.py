@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from imager.capture import CaptureOptions
+from imager.capture_options import Consistency
 from imager.errors import UsageError
 from imager.store.names import slug
 from imager.store.retention import DEFAULT_RULES, Rules, Span, parse_span
@@ -42,7 +43,7 @@ class Job:
     level: int = CaptureOptions.level
     only: tuple[int, ...] = ()
     exclude: tuple[int, ...] = ()
-    crash_consistent: bool = False
+    consistency: Consistency = "auto"
     continue_on_read_error: bool = False
     delay_minutes: int = 15
     """A run begins up to this much later, so that not all machines begin at once."""
@@ -69,7 +70,7 @@ class Job:
             level=self.level,
             only=self.only,
             exclude=self.exclude,
-            crash_consistent=self.crash_consistent,
+            consistency=self.consistency,
             continue_on_read_error=self.continue_on_read_error,
             note=f"schedule {self.name}",
         )
@@ -108,6 +109,8 @@ class Job:
                 _number(facts[key])
             elif kind == "bool" and not isinstance(facts[key], bool):
                 raise ValueError(f"{key} is neither true nor false")
+        if facts["consistency"] not in get_args(Consistency):
+            raise ValueError("consistency is not known")
         return cls(**facts)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+
 from imager.capture import CaptureResult
+from imager.live.disk import Instant
 from imager.wording import format_duration, format_size, printable
 from imager.words.layout import layout_lines, volumes_hit
 
@@ -19,6 +22,10 @@ def result_lines(result: CaptureResult) -> list[str]:
             f"and are zeros in the image: {hit}"
         )
         lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    if result.instant is not None:
+        lines += _instant_lines(result.instant)
+    elif result.consistency == "crash":
+        lines.append("what is mounted was stored as a power cut would leave it")
     if result.parent is not None:
         lines.append(
             f"{format_size(result.inherited)} of the disk are as in {printable(result.parent.file)}"
@@ -31,4 +38,20 @@ def result_lines(result: CaptureResult) -> list[str]:
     if result.check is not None:
         lines.append(f"checked: {result.check.verdict}")
     lines.append(f"verdict: {result.verdict}")
+    return lines
+
+
+def _instant_lines(instant: Instant) -> list[str]:
+    when = datetime.datetime.fromtimestamp(instant.pause.instant).astimezone()
+    lines = [
+        f"the disk as it was at {when.isoformat(' ', 'milliseconds')}; it stood still for "
+        f"{round(1000 * instant.pause.seconds)} ms"
+    ]
+    again = sum(instant.rounds)
+    lines.append(
+        f"{format_size(instant.written)} were written meanwhile, {format_size(again)} read again "
+        f"in {len(instant.rounds)} rounds"
+    )
+    if instant.warning:
+        lines.append(f"note: {instant.warning}")
     return lines

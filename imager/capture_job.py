@@ -1,0 +1,186 @@
+"""One capture, step by step: of a disk at rest, or of one in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imager.capture_facts import manifest_facts
+from imager.capture_options import CaptureOptions
+from imager.description import describe
+from imager.disk.safety import mounted_read_write, same_disk
+from imager.disk.source import SourceDevice
+from imager.errors import RefusedError, UsageError
+from imager.filesystems import Volume
+from imager.image.head import Head
+from imager.image.room import require_room
+from imager.image.sink import FileSink, PipeSink, Sink
+from imager.image_filler import ImageFiller
+from imager.layout.analyse import Analysis, Identify, analyse
+from imager.layout.blkid import identify
+from imager.layout.model import Gap
+from imager.live.disk import LiveDisk, LiveSettings
+from imager.live.precopy import Limits
+from imager.live_capture import Filled, fill_live
+from imager.parent_image import ParentImage
+from imager.pipeline import Progress, no_progress
+
+_BUSY = "the disk was in use"
+
+
+def settle_consistency(
+    device: SourceDevice, image: Path | int | None, options: CaptureOptions
+) -> str:
+    """How the image will be consistent; RefusedError where it would not be, or lie on the disk."""
+    if not device.size:
+        raise UsageError(f"{device.path} is empty: it has no sector that could be stored")
+    if isinstance(image, Path) and same_disk(image.absolute().parent, device.path):
+        raise RefusedError(
+            f"{image} lies on the disk that is to be captured: choose a place on another disk"
+        )
+    busy = mounted_read_write(device.path)
+    wanted = options.consistency
+    if not busy:
+        return "offline"
+    if wanted == "crash":
+        return "crash"
+    if wanted == "offline":
+        raise RefusedError(
+            f"{device.path} is in use ({busy[0]}): unmount it, or leave out --consistency offline "
+            "to capture it as it is at one instant"
+        )
+    if wanted == "snapshot":
+        raise RefusedError(
+            f"{device.path} is in use ({busy[0]}), and this release makes no LVM snapshots: leave "
+            "out --consistency snapshot to capture it as it is at one instant"
+        )
+    if isinstance(image, int) or options.split is not None:
+        what = "standard output" if isinstance(image, int) else "parts"
+        raise RefusedError(
+            f"{device.path} is in use ({busy[0]}): its image has to be patched while it is made, "
+            f"which {what} cannot be: write it to one file, or unmount the disk first"
+        )
+    return "frozen"
+
+
+class CaptureJob:
+    """One capture: what its steps share."""
+
+    def __init__(
+        self,
+        device: SourceDevice,
+        image: Path | int | None,
+        options: CaptureOptions,
+        consistency: str,
+        parent: ParentImage | None,
+        progress: Progress,
+    ) -> None:
+        """Of an open source into `image`; `consistency` as `settle_consistency` says."""
+        self._device = device
+        self._image = image
+        self._options = options
+        self._consistency = consistency
+        self._parent = parent
+        self._progress = progress
+
+    def analyse(
+        self, volume: Volume, identify: Identify = identify, known_gaps: tuple[Gap, ...] = ()
+    ) -> Analysis:
+        """What is in use on the source, seen through `volume`."""
+        options, crash = self._options, self._consistency == "crash"
+        return analyse(
+            volume,
+            self._device.path,
+            # The maps of mounted file systems change while they are read, so they prove nothing.
+            raw=options.raw or crash,
+            raw_reason=_BUSY if crash else None,
+            keep_gaps=options.keep_gaps,
+            only=options.only,
+            exclude=options.exclude,
+            next_data=self._device.next_data,
+            known_gaps=known_gaps,
+            identify=identify,
+            progress=self._progress,
+        )
+
+    def fill(self) -> Filled:
+        """A disk at rest, or one that is stored as a power cut would leave it."""
+        analysis = self.analyse(self._device)
+        head = self._head(analysis)
+        if self._parent is None:
+            require_room(head, analysis.used, self._options.split)
+        with (
+            _open_sink(self._image, self._options) as sink,
+            ImageFiller(
+                self._device, analysis, head, sink, self._options, self._progress, self._parent
+            ) as filler,
+        ):
+            filler.fill(self._progress)
+            unreadable = filler.unreadable()
+            results = manifest_facts(analysis.used.total, filler.zero, unreadable)
+            return Filled(
+                analysis,
+                filler.finish(results),
+                filler.uuid,
+                filler.zero,
+                filler.inherited,
+                unreadable,
+                filler.resumed,
+            )
+
+    def fill_live(self) -> Filled:
+        """A disk in use."""
+        options = self._options
+        settings = LiveSettings(
+            Limits(options.target_pause, options.max_pause),
+            options.before_freeze,
+            options.after_thaw,
+            options.inside_freeze,
+        )
+        if not isinstance(self._image, Path):
+            raise ValueError("an image of a disk in use is a file")
+        with LiveDisk(self._device, self._analyse_quietly, settings) as disk:
+            analysis = disk.first_look()
+            head = self._head(analysis)
+            if self._parent is None:
+                require_room(head, analysis.used, None)
+            sink = FileSink(self._image, None, options.resume)
+            try:
+                return fill_live(
+                    disk, self._device, analysis, head, sink, options, self._parent,
+                    manifest_facts, self._progress,
+                )  # fmt: skip
+            except BaseException:
+                sink.discard()
+                raise
+            finally:
+                sink.close()
+
+    def _analyse_quietly(
+        self, volume: Volume, identify: Identify, known_gaps: tuple[Gap, ...]
+    ) -> Analysis:
+        """As `analyse`, but nothing is printed: what is frozen may hold the log."""
+        quiet = CaptureJob(
+            self._device, self._image, self._options, self._consistency, self._parent, no_progress
+        )
+        return quiet.analyse(volume, identify, known_gaps)
+
+    def _head(self, analysis: Analysis) -> Head:
+        return describe(self._device, analysis, self._options, self._consistency, self._parent)
+
+
+@contextmanager
+def _open_sink(image: Path | int | None, options: CaptureOptions) -> Iterator[Sink]:
+    if isinstance(image, Path):
+        sink: Sink = FileSink(image, options.split, options.resume)
+    elif options.resume or options.split is not None or options.verify:
+        raise UsageError("--resume, --split and --verify need an image file, not a pipe")
+    elif image is None:
+        raise UsageError("name the image file to write, or - for standard output")
+    else:
+        sink = PipeSink(image)
+    try:
+        yield sink
+    finally:
+        sink.close()

@@ -1,0 +1,77 @@
+"""A volume that remembers what was read of it, until that is written.
+
+The maps have to be read while everything stands still. Nearly all that they are made of was read just
+before, and has not been written since: it need not be read again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from imager.extents import Extents
+from imager.filesystems import Volume
+from imager.layout.analyse import Identify
+from imager.layout.blkid import Identity, identify
+
+_MEMORY = 1 << 26
+"""Bytes that are remembered at most."""
+_SIGNATURES = 1 << 20
+"""Where a volume's signature may be, from its start (bytes)."""
+
+
+class RememberedVolume:
+    """A `Volume` on top of another one, and what blkid saw in it."""
+
+    def __init__(self, volume: Volume, mounted: Collection[int]) -> None:
+        """`mounted` are the offsets of volumes that cannot become something else: in use."""
+        self._volume = volume
+        self._mounted = mounted
+        self._reads: dict[tuple[int, int], bytes] = {}
+        self._bytes = 0
+        self._written = Extents()
+        self._identities: dict[tuple[int, int], Identity | None] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._volume.size
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes."""
+        return self._volume.sector_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As the volume below gives it, or gave it."""
+        known = self._reads.get((offset, size))
+        if known is not None and not self._written.count(offset, offset + size):
+            return known
+        data = self._volume.read(offset, size)
+        if known is None and self._bytes + size <= _MEMORY:
+            self._bytes += size
+            self._reads[offset, size] = data
+        return data
+
+    def written(self, ranges: Extents) -> None:
+        """These are not what they were."""
+        self._written |= ranges
+
+    def forget(self) -> None:
+        """Read everything anew from now on; what is written before this call must not matter."""
+        self._reads.clear()
+        self._bytes = 0
+        self._written = Extents()
+        self._identities.clear()
+
+    @property
+    def identify(self) -> Identify:
+        """As `blkid.identify`, asked only once for a volume that stays what it is."""
+        return self._identify
+
+    def _identify(self, path: str | os.PathLike[str], start: int, size: int) -> Identity | None:
+        key = (start, size)
+        changed = start not in self._mounted and self._written.count(start, start + _SIGNATURES)
+        if key not in self._identities or changed:
+            self._identities[key] = identify(path, start, size)
+        return self._identities[key]
