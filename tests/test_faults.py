@@ -47,6 +47,10 @@ def writing(path: Path, action: str, start: int = 0, end: int = ENDLESS, skip: i
     return Fault("write", str(path), action, start, end, skip)
 
 
+HEAD = 600
+"""An unfinished image of so many bytes shows what it is; the rest is written in large pieces."""
+
+
 class TestInterruptedCapture:
     """What `--resume` makes of a `.partial` is byte for byte what an uninterrupted capture makes."""
 
@@ -164,7 +168,8 @@ class TestInterruptedCapture:
 
     def test_written_by_another(self, small: Small, tmp_path: Path) -> None:
         with running("capture", "--level", "19", small.disk, tmp_path / "image") as first:
-            wait_for(tmp_path / "image.partial", MIB)
+            wait_for(tmp_path / "image.partial", HEAD)
+            first.send_signal(signal.SIGSTOP)
             for words in ((), ("--resume",)):
                 line = failure("capture", *words, small.disk, tmp_path / "image", status=5)
                 assert "another capture" in line
@@ -195,7 +200,7 @@ class TestSignals:
         self, number: int, status: int, word: str, small: Small, tmp_path: Path
     ) -> None:
         with running("capture", "--level", "19", small.disk, tmp_path / "image") as process:
-            wait_for(tmp_path / "image.partial", MIB)
+            wait_for(tmp_path / "image.partial", HEAD)
             process.send_signal(number)
             _, err = process.communicate(timeout=30)
         assert (process.returncode, err) == (status, f"imager: {word}\n")
