@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.check import check
@@ -182,6 +182,16 @@ def test_abandoned_captures_are_deleted_after_a_day(small: SmallStore) -> None:
     small.now += DAY
     assert small.prune(LAST).deleted == (left.with_suffix(""),)
     assert states(small) == {first.image.name: State.COMPLETE}
+
+
+def test_what_a_crash_left_of_a_small_file_is_deleted(small: SmallStore) -> None:
+    small.capture()
+    fresh, old = (small.folder / f".x.img.json.{number}.new" for number in (1, 2))
+    for path, age in ((fresh, DAY / 2), (old, DAY)):
+        path.touch()
+        os.utime(path, times=((small.now - age).timestamp(),) * 2)
+    small.prune(LAST)
+    assert fresh.exists() and not old.exists()
 
 
 def test_nothing_is_given_back_while_an_image_cannot_be_read(small: SmallStore) -> None:
@@ -379,9 +389,7 @@ PRUNES = st.tuples(st.just("prune"), RULES, st.sampled_from((NO_GRACE, DAY, 3 * 
 OTHERS = st.sampled_from((("full",), ("pin",), ("lose",)))
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(NIGHTS, NIGHTS, PRUNES, OTHERS), min_size=3, max_size=12), st.data())
 def test_any_history_leaves_what_is_kept_readable(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[object, ...]], data: st.DataObject

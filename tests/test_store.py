@@ -17,6 +17,7 @@ from imager.store import actions
 from imager.store import capture as store_capture
 from imager.store.catalog import State
 from imager.store.folder import MARKER, create_store, open_store
+from imager.store.retention import Rules
 from imager.store.sidecar import last_check, record_verdict
 from tests.small_store import CHUNK, DAY, SmallStore, require_content
 
@@ -74,7 +75,13 @@ def test_nights_build_upon_each_other(small: SmallStore) -> None:
 def test_two_captures_in_one_second_get_two_names(small: SmallStore) -> None:
     small.capture()
     small.now -= DAY
-    assert small.capture().image.name == "2026-11-01T02-00-00Z-2.img"
+    second = small.capture()
+    assert second.image.name == "2026-11-01T02-00-00Z-2.img"
+    assert small.look().images[0].name == second.image.name
+    assert small.night(1).parent == second.image
+    small.now -= DAY
+    small.prune(Rules(last=1))
+    assert [image.name for image in small.look().complete] == ["2026-11-02T02-00-00Z.img"]
 
 
 def test_a_long_chain_begins_anew(small: SmallStore) -> None:

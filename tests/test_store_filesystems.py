@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 from imager.disk.mounts import Mount
 from imager.image.sink import MAX_PART
 from imager.store import consolidate, folder
-from imager.store.catalog import State
+from imager.store.catalog import State, read_store
+from imager.store.folder import open_store
 from imager.store.retention import Rules
+from tests.command import imager
 from tests.disks import MIB, run
 from tests.loop import LoopDevice
+from tests.loop import mounted as loop_mounted
+from tests.small_disk import garbage
 from tests.small_store import CHUNK, DAY, SmallStore
 
 MOUNT = {
@@ -82,3 +87,30 @@ def test_fat_gets_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert states == {first.image.name: State.EXPIRED, second.image.name: State.COMPLETE}
     assert (small.folder / f"{first.image.name}.0001.expired").exists()
     small.require_good()
+
+
+def test_a_real_file_system_comes_back_from_a_pruned_store(tmp_path: Path) -> None:
+    """Nights of ordinary changes; all but the newest given up; restored, checked, compared."""
+    disk, store, place = tmp_path / "disk", tmp_path / "store", tmp_path / "home"
+    imager("store", "init", store)
+    noise = random.Random(5)
+    with LoopDevice(disk, 64 * MIB) as device:
+        run("mkfs.ext4", "-q", device.path)
+        for night in range(5):
+            with loop_mounted(device.path, place):
+                for number in range(30):
+                    (place / f"{number % 11} of {night}").write_bytes(noise.randbytes(20_000))
+                (place / "log").open("a").write("a line\n" * 500)
+                if night:
+                    (place / f"3 of {night - 1}").unlink()
+            imager("capture", device.path, "--store", store)
+            imager("prune", store, "--keep-last", 1, "--grace", "0h", "-q")
+        expected = run("debugfs", "-R", "ls -l /", device.path)
+    (folder,) = read_store(open_store(store))
+    (newest,) = folder.complete
+    assert len([image for image in folder.images if image.state is State.EXPIRED]) == 4
+    target = garbage(tmp_path / "target", 64 * MIB)
+    imager("restore", "--yes", newest.files.path, target)
+    run("e2fsck", "-fn", target)
+    assert run("debugfs", "-R", "ls -l /", target) == expected
+    imager("check", newest.files.path, "--against", disk)

@@ -113,7 +113,7 @@ def _row(disk: DiskStatus, now: datetime.datetime) -> tuple[str, ...]:
     following = f"{disk.next_run.astimezone():%a %H:%M}" if disk.next_run else "-"
     return (
         disk.light.value,
-        disk.host or "-",
+        disk.host,
         disk.disk,
         last,
         str(disk.images),
@@ -142,7 +142,7 @@ def _disk_json(disk: DiskStatus) -> dict[str, object]:
     return {
         "light": disk.light.value,
         "word": disk.word,
-        "host": disk.host or None,
+        "host": disk.host,
         "disk": disk.disk,
         "store": str(disk.store),
         "schedule": disk.schedule,

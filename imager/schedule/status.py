@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from imager.schedule.state import LastRun, read_last_run
 from imager.store.catalog import StoredImage, read_store
 from imager.store.folder import Store, open_store
 from imager.store.retention import Quality
+from imager.wording import printable
 
 _LATE = 1.5
 """Intervals after which the newest image is late: yellow..."""
@@ -134,8 +136,9 @@ def survey(
     """All disks in the stores, and all schedules, with their lights."""
     found_stores: list[StoreStatus] = []
     disks: list[DiskStatus] = []
+    here = printable(platform.node())
     for path in dict.fromkeys((*stores, *(job.store for job in jobs))):
-        jobs_here = {job.disk: job for job in jobs if job.store == path}
+        jobs_here = {(here, job.disk): job for job in jobs if job.store == path}
         try:
             store = open_store(path)
             images = _by_disk(store)
@@ -147,10 +150,10 @@ def survey(
             status = StoreStatus(path, str(error), 0, 0, None)
         found_stores.append(status)
         for (host, disk), of_disk in images.items():
-            job = jobs_here.pop(disk, None)
+            job = jobs_here.pop((host, disk), None)
             disks.append(_disk_status(host, disk, of_disk, job, status, state, now))
         for job in jobs_here.values():
-            disks.append(_disk_status("", job.disk, (), job, status, state, now))
+            disks.append(_disk_status(here, job.disk, (), job, status, state, now))
     return tuple(found_stores), tuple(disks)
 
 

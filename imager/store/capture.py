@@ -21,7 +21,6 @@ from imager.pipeline import Progress, no_progress
 from imager.store import actions
 from imager.store.catalog import (
     DiskFolder,
-    ImageFiles,
     State,
     StoredImage,
     find_images,
@@ -269,6 +268,6 @@ def _resume(
 
 def _remove(image: Path) -> None:
     """Delete an image that nobody can read."""
-    found = [files for files in find_images(image.parent) if files.path == image]
-    for files in found:
-        actions.delete(ImageFiles(files.path, files.state, files.files))
+    for files in find_images(image.parent):
+        if files.path == image:
+            actions.delete(files)

@@ -169,7 +169,7 @@ def read_folder(path: Path) -> DiskFolder:
             continue  # it has just been renamed or deleted
         except (ImageError, ReadFailedError, OSError) as error:
             unreadable.append(Unreadable(files, str(error)))
-    images.sort(key=lambda image: (image.created, image.name), reverse=True)
+    images.sort(key=lambda image: (image.created, len(image.name), image.name), reverse=True)
     readable = {image.uuid: image for image in images if image.state is not State.PARTIAL}
     found = tuple(replace(image, orphaned=_is_orphaned(image, readable)) for image in images)
     return DiskFolder(path, found, tuple(unreadable))

@@ -9,6 +9,14 @@ from pathlib import Path
 from imager.image.sink import sync_directory
 
 
+def remove_leftovers(directory: Path, before: float) -> None:
+    """Delete what crashes left of such files; `before` this time, seconds since the epoch."""
+    for path in directory.glob(".*.new"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime <= before:
+                path.unlink()
+
+
 def write_durably(path: Path, text: str) -> None:
     """Replace the content of `path`; OSError where that is impossible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -31,6 +31,7 @@ from imager.store import actions
 from imager.store.borrowing import Demand, demands, unneeded_frames
 from imager.store.catalog import DiskFolder, ImageFiles, State, StoredImage, read_folder
 from imager.store.consolidate import consolidate, is_worthwhile
+from imager.store.files import remove_leftovers
 from imager.store.folder import Store, disk_lock
 from imager.store.names import PARTIAL_SUFFIX, is_copy
 from imager.store.retention import Decision, Rules, decide
@@ -215,6 +216,7 @@ def _delete_abandoned(
     folder: DiskFolder, now: datetime.datetime, grace: datetime.timedelta, tally: _Tally
 ) -> None:
     """Delete what interrupted captures left, once a later one has come to its end."""
+    remove_leftovers(folder.path, (now - DEFAULT_GRACE).timestamp())
     left: list[tuple[ImageFiles, datetime.datetime | None]] = [
         (image.files, image.created) for image in folder.images
     ]

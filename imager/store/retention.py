@@ -126,7 +126,9 @@ def decide(
     images: Sequence[Candidate], rules: Rules, now: datetime.datetime
 ) -> tuple[Decision, ...]:
     """What becomes of the images of one disk, newest first."""
-    ordered = sorted(images, key=lambda image: (image.created, image.name), reverse=True)
+    ordered = sorted(
+        images, key=lambda image: (image.created, len(image.name), image.name), reverse=True
+    )
     past = [image for image in ordered if image.created <= now]
     reasons: dict[str, list[str]] = {image.name: [] for image in ordered}
 
