@@ -25,7 +25,8 @@ from imager.image.format import INCOMPATIBLE_FREE, INCOMPATIBLE_INCREMENTAL, MAX
 from imager.image.free import free_records, free_sizes
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head
-from imager.image.records import OVERHEAD, decode_record
+from imager.image.reader import ImageReader
+from imager.image.records import OVERHEAD, decode_record, encode_record
 from imager.image.sink import FileSink
 from imager.image_filler import ImageFiller
 from imager.image_merger import DiskMaps, ImageMerger, Merged
@@ -282,6 +283,24 @@ def test_a_damaged_free_space_is_noticed_and_costs_nothing(tmp_path: Path) -> No
         assert not result.lost
         flip_bits(image, place + 100)
     assert check(image).verdict == "ok"
+
+
+def test_nothing_hides_in_free_space(tmp_path: Path) -> None:
+    """A record with a right hash that holds something, or is as long as the gap is not."""
+    image = tmp_path / "image"
+    content = noise(1, 100 * CHUNK)
+    filled(tmp_path, image, whole(content), whole(content))
+    data = image.read_bytes()
+    at = data.index(Tag.FREE, 512) - 8
+    size = 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    with ImageReader(image) as reader:
+        uuid, algorithm = reader.uuid, reader.algorithm
+    for payload in (b"x".ljust(size - OVERHEAD, b"\0"), bytes(size - OVERHEAD + 64)):
+        image.write_bytes(data)
+        put(image, at, encode_record(Tag.FREE, uuid, algorithm, payload))
+        result = check(image)
+        assert result.verdict == "failed"
+        assert any("free space" in str(problem) for problem in result.problems)
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
