@@ -44,8 +44,10 @@ def consolidate(files: ImageFiles, needed: Extents) -> ImageFiles | None:
     Returns the copy's files; None, and all is as it was, where the image is damaged. Raises what
     reading and writing raise; then, too, the image is as it was.
     """
+    taken = {each.path for each in find_images(files.path.parent)}
     target = files.path.with_name(copy_name(files.path.name))
-    _remove(target)  # what a crash left
+    while target in taken:
+        target = files.path.with_name(copy_name(target.name))
     try:
         with ImageReader(files.opened_as) as image:
             if not _copy(image, target, needed):
