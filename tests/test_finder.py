@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from imager.errors import ImageError, RefusedError
+from imager.image.opening import expired_opening
 from imager.rescue import finder
 from imager.rescue.finder import FoundImage, FoundImages, find_images, open_found, place_of
 from imager.rescue.media import folder_volume
@@ -88,6 +90,14 @@ def test_unfinished_image(small: Small, tmp_path: Path) -> None:
     (tmp_path / "a.img.partial").rename(tmp_path / "a.img")
     image = only(look(tmp_path))
     assert image.verdict == "unfinished" and "cut short" in image.note
+
+
+def test_an_image_that_was_given_up_is_not_offered(small: Small, tmp_path: Path) -> None:
+    given_up = tmp_path / "old.img.expired"
+    shutil.copy(small.image, given_up)
+    assert only(look(tmp_path)).verdict == "ok"  # its guard was not written yet: it is whole
+    put(given_up, 0, expired_opening(datetime.datetime.now(datetime.UTC)))
+    assert look(tmp_path) == FoundImages((), ())
 
 
 def test_degraded_capture(tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ Looking = Callable[[MediaVolume], None]
 Clock = Callable[[], float]
 
 
+GIVEN_UP = "given up"
+
+
 @dataclass(frozen=True)
 class FoundImage:
     """An image as it describes itself; what it says is proven only when it is verified."""
@@ -62,7 +65,8 @@ class FoundImage:
     """The imaged disk."""
     disk_size: int
     verdict: str
-    """`ok`, `degraded` or, as the image is not complete, `unfinished`; `unreadable`."""
+    """`ok`, `degraded` or, as the image is not complete, `unfinished`; `unreadable`; `given up`
+    by a prune of its store, so that it only serves newer images: never found."""
     note: str
     """Why it is not `ok`, as a clause; empty if it is."""
     uuid: str
@@ -181,7 +185,9 @@ def _images(search: _Search, volume: MediaVolume) -> Iterator[FoundImage]:
         if len(seen) > MAX_IMAGES:
             search.cut = f"it holds more than {MAX_IMAGES} images"
             return
-        yield describe_image(volume, search.root, path)
+        found = describe_image(volume, search.root, path)
+        if found.verdict != GIVEN_UP:
+            yield found
 
 
 def _files(search: _Search) -> Iterator[Path]:
@@ -261,6 +267,8 @@ def _description(volume: MediaVolume, path: PurePosixPath, image: ImageReader) -
 
 
 def _verdict(image: ImageReader) -> tuple[str, str]:
+    if image.expired:
+        return GIVEN_UP, "a prune gave it up"
     if image.completeness is Completeness.UNFINISHED:
         return "unfinished", "its capture was interrupted"
     if image.completeness is Completeness.CUT_SHORT:
