@@ -156,7 +156,7 @@ def network(tmp_path: Path) -> None:
 
 
 ADDRESSES = json.dumps(
-    [{"ifname": "eth0", "addr_info": [{"local": "10.0.2.15", "prefixlen": 24}]}, {}]
+    [{"ifname": "eth0", "addr_info": [{}, {"local": "10.0.2.15", "prefixlen": 24}, {}]}, {}]
 )
 
 

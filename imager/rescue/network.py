@@ -69,8 +69,9 @@ def addresses(machine: Machine) -> dict[str, tuple[str, ...]]:
     try:
         done = machine.run("ip", "iproute2", "-json", "address", "show", "scope", "global")
         answer = json.loads(done.stdout or "[]")
+        # What is filtered out is still there, as {}: links as well as addresses.
         return {
-            link["ifname"]: tuple(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"])
+            link["ifname"]: tuple(f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a)
             for link in answer
             if link.get("addr_info")
         }
