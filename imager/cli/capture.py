@@ -7,6 +7,7 @@ import datetime
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
@@ -22,7 +23,9 @@ from imager.cli.text import (
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
-from imager.live.disk import Instant
+
+if TYPE_CHECKING:
+    from imager.live.disk import Instant
 
 _EPILOG = """\
 examples:
