@@ -12,6 +12,7 @@ import uuid
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imager.capture_facts import verdict_of
 from imager.capture_job import CaptureJob, settle_consistency
@@ -26,9 +27,11 @@ from imager.image.hashing import hash_algorithm
 from imager.image.parents import ParentReference
 from imager.image.writer import WrittenImage
 from imager.layout.model import DiskLayout
-from imager.live.disk import Instant
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
+
+if TYPE_CHECKING:
+    from imager.live.disk import Instant
 
 __all__ = [
     "DEFAULT_LEVEL",

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from imager.description import now
 from imager.extents import Extents
 from imager.image.head import Json
-from imager.live.disk import Instant
+from imager.image.writer import WrittenImage
+from imager.layout.analyse import Analysis
+
+if TYPE_CHECKING:
+    from imager.live.disk import Instant  # the program starts faster without it
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A finished image, and what became of it."""
+
+    analysis: Analysis
+    written: WrittenImage
+    uuid: bytes
+    zero: int
+    """Disk bytes in chunks that are all zero."""
+    inherited: int
+    """Disk bytes in chunks that are the parent's."""
+    unreadable: Extents
+    resumed: int = 0
+    """Disk bytes taken over from an interrupted capture."""
+    instant: Instant | None = None
+    """When and how a disk in use was caught."""
+
 
 MAX_UNREADABLE_LISTED = 10_000
 """Ranges in the manifest; the segments' maps have them all."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from imager.capture_facts import manifest_facts
+from imager.capture_facts import Filled, manifest_facts
 from imager.capture_options import CaptureOptions
 from imager.description import describe
 from imager.disk.safety import mounted_read_write, same_disk
@@ -20,9 +20,6 @@ from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, Identify, analyse
 from imager.layout.blkid import identify
 from imager.layout.model import Gap
-from imager.live.disk import LiveDisk, LiveSettings
-from imager.live.precopy import Limits
-from imager.live_capture import Filled, fill_live
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress
 
@@ -131,6 +128,11 @@ class CaptureJob:
 
     def fill_live(self) -> Filled:
         """A disk in use."""
+        # Most captures do without all this, and start faster.
+        from imager.live.disk import LiveDisk, LiveSettings
+        from imager.live.precopy import Limits
+        from imager.live_capture import fill_live
+
         options = self._options
         settings = LiveSettings(
             Limits(options.target_pause, options.max_pause),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
+from imager.capture_facts import Filled
 from imager.disk.source import SourceDevice
 from imager.extents import Extents
 from imager.image.head import Head, Json
 from imager.image.sink import FileSink
-from imager.image.writer import WrittenImage
 from imager.image_filler import ImageFiller, Settings
 from imager.image_merger import DiskMaps, ImageMerger
 from imager.layout.analyse import Analysis
@@ -18,24 +18,6 @@ from imager.live.disk import Instant, LiveDisk
 from imager.live.patches import Patches
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A finished image, and what became of it."""
-
-    analysis: Analysis
-    written: WrittenImage
-    uuid: bytes
-    zero: int
-    """Disk bytes in chunks that are all zero."""
-    inherited: int
-    """Disk bytes in chunks that are the parent's."""
-    unreadable: Extents
-    resumed: int = 0
-    """Disk bytes taken over from an interrupted capture."""
-    instant: Instant | None = None
-    """When and how a disk in use was caught."""
 
 
 class Results(Protocol):

@@ -32,7 +32,7 @@ def capture_disk(
     parts = small_parts() if settings.split else nullcontext()
     try:
         with (
-            mock.patch("imager.capture.analyse", return_value=analysis),
+            mock.patch("imager.capture_job.analyse", return_value=analysis),
             failing(disk.unreadable),
             parts,
         ):

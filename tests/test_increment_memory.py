@@ -34,7 +34,7 @@ for night in range(nights):
             file.seek(start)
             file.write(noise.randbytes(4096))
     parent = folder / f"{night - 1}" if night else None
-    with mock.patch("imager.capture.analyse", return_value=Analysis(layout, used, Extents())):
+    with mock.patch("imager.capture_job.analyse", return_value=Analysis(layout, used, Extents())):
         options = CaptureOptions(parent=parent, threads=4)
         result = capture(disk, folder / f"{night}", options)
     sizes.append(result.image.size)

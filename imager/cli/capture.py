@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
@@ -14,11 +15,13 @@ from imager.cli.text import duration_argument, format_size, say, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
-from imager.live.disk import Instant
 from imager.store.capture import MAX_CHAIN, StoredCapture, capture_into, preview_into
 from imager.store.folder import open_store
 from imager.words.capture import result_lines
 from imager.words.layout import layout_lines
+
+if TYPE_CHECKING:
+    from imager.live.disk import Instant
 
 _EPILOG = """\
 examples:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from typing import TYPE_CHECKING
 
 from imager.capture import CaptureResult
-from imager.live.disk import Instant
 from imager.wording import format_duration, format_size, printable
 from imager.words.layout import layout_lines, volumes_hit
+
+if TYPE_CHECKING:
+    from imager.live.disk import Instant
 
 
 def result_lines(result: CaptureResult) -> list[str]:
