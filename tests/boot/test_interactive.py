@@ -248,10 +248,11 @@ def guest(tmp_path: Path) -> Iterator[Path]:
     disk = shutil.copyfile(make_guest(default_cache()), tmp_path / "guest")
     with LoopDevice(disk) as device:
         device.scan()
-        with mounted(device.partition(2), tmp_path / "esp", fs_type="vfat") as place:
-            (place / "EFI/BOOT/BOOTX64.EFI").rename(place / "EFI/debian/shimx64.efi")
-            (place / "EFI/BOOT/grubx64.efi").rename(place / "EFI/debian/grubx64.efi")
-            (place / "EFI/BOOT").rmdir()
+        esp = device.partition(2)
+        for old, new in (("BOOTX64.EFI", "shimx64.efi"), ("grubx64.efi", "grubx64.efi")):
+            run("mcopy", "-i", esp, f"::EFI/BOOT/{old}", tmp_path / new)
+            run("mcopy", "-i", esp, tmp_path / new, f"::EFI/debian/{new}")
+        run("mdeltree", "-i", esp, "::EFI/BOOT")
     yield disk_with_image(tmp_path / "images", disk, 700 * MIB)
 
 
