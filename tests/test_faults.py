@@ -522,7 +522,7 @@ class TestExitStatus:
         """Each of those that the help lists is met by some test here, or in its neighbours."""
         listed = imager("--help").out.partition("Exit status:")[2]
         found = {int(n) for line in listed.splitlines() for n in re.findall(r"\b\d+\b", line[:10])}
-        assert found == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130, 143}
+        assert found == {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 70, 130, 143}
 
     def test_fault_in_imager_itself(self, small: Small, tmp_path: Path) -> None:
         words = ("capture", small.disk, tmp_path / "image")
