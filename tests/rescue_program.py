@@ -27,7 +27,7 @@ from imager.rescue.work import Meter
 DATA = "IMAGER_DATA"
 NAMES = {
     "stick": {"model": "Ultra Fit", "serial": "4C530001", "tran": "usb"},
-    "old": {"model": "Samsung SSD 870 EVO", "serial": "S6PXNZ0R401234", "tran": "sata"},
+    "old": {"model": "Samsung SSD 870", "serial": "S6PXNZ0R40", "tran": "sata"},
     "new": {"model": "CT500MX500SSD1", "serial": "2151E5F7A8B3", "tran": "sata"},
     "tiny": {"model": "TOSHIBA MK8025GAS", "serial": "X5L2T1QZS", "tran": "ata"},
 }
@@ -35,12 +35,13 @@ NAMES = {
 
 
 def loop_disks(folder: Path) -> tuple[Disk, ...]:
-    """The loop devices over files in `folder`."""
-    return tuple(
+    """The loop devices over files in `folder`, in the order of their numbers."""
+    found = (
         disk
         for disk in list_disks()
         if Path(disk.identity.backing_file or "/").is_relative_to(folder)
     )
+    return tuple(sorted(found, key=lambda disk: int(disk.identity.name.removeprefix("loop"))))
 
 
 def loop_machine(folder: Path) -> Machine:

@@ -88,6 +88,7 @@ def without_numbers(screen: str) -> str:
     """What does not change from day to day: sizes, times and bars do."""
     screen = re.sub(r"\[[# ]*\] *\d+%", "BAR", screen)
     screen = re.sub(r"just now|\d+ minutes? ago|\d+ (min|h) \d+ (min|s)", "N", screen)
+    screen = re.sub(r"\b[kMG]?B\b", "B", screen)
     screen = re.sub(r"sd[a-z]", "DISK", screen)
     screen = re.sub(r"[\d.,:+-]*\d[\d.,:+T-]*", "N", screen)
     # The order of the disks is that of whatever loop devices were free.
