@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PREFIX ?= /usr/local
 STAMP = $(VENV)/.set-up
 
 .PHONY: demo test test-boot test-boot-all bench bootmedia reproduce lint install clean setup man screens
@@ -58,9 +59,13 @@ man: setup
 screens: setup
 	$(VENV)/bin/python -m tests.rescue_screens
 
-install:
-	$(PYTHON) -m pip install .
-	install -D -m 644 docs/imager.8 $(DESTDIR)/usr/local/share/man/man8/imager.8
+# In an environment of its own: Debian's Python takes no packages from elsewhere.
+install: setup
+	$(PYTHON) -m venv $(PREFIX)/lib/imager
+	$(PREFIX)/lib/imager/bin/python -m pip install --quiet --disable-pip-version-check '.[rescue]'
+	install -d $(PREFIX)/sbin
+	ln -sf ../lib/imager/bin/imager $(PREFIX)/sbin/imager
+	install -D -m 644 docs/imager.8 $(PREFIX)/share/man/man8/imager.8
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
