@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 from pathlib import Path
+from typing import Any
 
 from imager.capture import CaptureOptions
 from imager.check import check
@@ -48,9 +49,9 @@ class SmallStore:
                 file.seek(chunk * CHUNK + 7)
                 file.write(self.random.randbytes(size))
 
-    def capture(self, **more: object) -> StoredCapture:
+    def capture(self, **more: Any) -> StoredCapture:
         with small_parts():
-            done = capture_into(self.store, self.disk, self.options, self.now, **more)  # type: ignore[arg-type]
+            done = capture_into(self.store, self.disk, self.options, self.now, **more)
         self.digests[done.image.name] = done.result.image.content_digest
         self.now += DAY
         return done

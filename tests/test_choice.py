@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def disk(name: str, **changed: object) -> Disk:
     return Disk(Identity.from_json(facts | changed), None, NOTHING, (), False, ())
 
 
-def image(holder: Disk | None = None, **changed: object) -> FoundImage:
+def image(holder: Disk | None = None, **changed: Any) -> FoundImage:
     volume = MediaVolume(
         "/dev/sdz1", "ext4", "BACKUP", None, 1, holder.identity if holder else None
     )
@@ -57,7 +58,7 @@ def image(holder: Disk | None = None, **changed: object) -> FoundImage:
         note="",
         uuid="1",
     )
-    return replace(found, **changed)  # type: ignore[arg-type]
+    return replace(found, **changed)
 
 
 SDA, SDB, USB = disk("sda"), disk("sdb"), disk("sdc", transport="usb")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,12 @@ from tests.live_disk import (
 )
 
 
-def catch(live: LiveDisk, image: Path, frozen: Path, pause: float = 0.01, **more: object) -> None:
+def catch(live: LiveDisk, image: Path, frozen: Path, pause: float = 0.01, **more: Any) -> None:
     """Capture `live` under its workload, and copy it within the freeze to `frozen`."""
     options = CaptureOptions(
         inside_freeze=lambda: live.copy(frozen),
         max_pause=50.0,  # the copy takes its time, and other tests may run
-        **more,  # type: ignore[arg-type]
+        **more,
     )
     with live.workload(pause):
         settle()

@@ -118,8 +118,9 @@ def test_a_partition_left_out_is_not_followed(tmp_path: Path) -> None:
         image, frozen = tmp_path / "image", tmp_path / "frozen"
         with live.workload():
             settle()
-            copy = lambda: live.copy(frozen)  # noqa: E731
-            options = CaptureOptions(inside_freeze=copy, max_pause=50, exclude=(1,))
+            options = CaptureOptions(
+                inside_freeze=lambda: live.copy(frozen), max_pause=50, exclude=(1,)
+            )
             capture(live.path, image, options)
     assert check(image).verdict == "ok"
     assert zstd_refuses(image)

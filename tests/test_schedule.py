@@ -12,7 +12,7 @@ import subprocess
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +40,7 @@ MIB = 1 << 20
 NOW = datetime.datetime(2026, 11, 27, 12, tzinfo=datetime.UTC)
 
 
-def a_job(folder: Path, **more: object) -> Job:
+def a_job(folder: Path, **more: Any) -> Job:
     """A job whose disk is a plain file with a GPT, and whose store is new."""
     disk = make_disk(folder / "disk", 4 * MIB)
     run("sgdisk", "--clear", "--new=1:2048:4095", disk)
@@ -49,7 +49,7 @@ def a_job(folder: Path, **more: object) -> Job:
     table = run("sgdisk", "--print", disk)
     (guid,) = re.findall(r"Disk identifier \(GUID\): (\S+)", table)
     job = Job("test", f"gpt {guid.lower()}", str(disk), store.path, (calendar.daily("02:00"),))
-    return replace(job, **more)  # type: ignore[arg-type]
+    return replace(job, **more)
 
 
 def systemd_words(line: str) -> list[str]:

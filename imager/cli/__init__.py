@@ -72,8 +72,8 @@ class Terminated(BaseException):
     """SIGTERM came: unwind, so that everything is closed in order."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the manual page is made from it."""
+def build_parser(commands: Sequence[str] = _COMMANDS) -> argparse.ArgumentParser:
+    """The parser of all commands, from which the manual page is made, or of some of them."""
     parser = argparse.ArgumentParser(
         prog="imager",
         description="Back up whole disks and bring them back.",
@@ -82,14 +82,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"imager {VERSION}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
+    for command in commands:
         importlib.import_module(f"imager.cli.{command}").add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # One that is named needs none of the others' modules: a program that starts in half the time.
+    named = words[:1] if words and words[0] in _COMMANDS else _COMMANDS
+    arguments = build_parser(named).parse_args(words)
     signal.signal(signal.SIGTERM, _terminate)
     # A split image may have thousands of parts, all of them open at once.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
