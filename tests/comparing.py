@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -54,7 +55,12 @@ def tree_of(place: Path) -> Tree:
 
 
 def _attributes(path: Path) -> list[str]:
-    return os.listxattr(path, follow_symlinks=False)
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as failure:
+        if failure.errno == errno.EOPNOTSUPP:  # a file system without any
+            return []
+        raise
 
 
 def _attribute(path: Path, name: str) -> bytes:
@@ -72,6 +78,10 @@ def files_of(device: Path, kind: str, folder: Path) -> Tree:
         with mounted(
             device, folder / "at", "ro,streams_interface=xattr", fs_type="ntfs-3g"
         ) as place:
+            return tree_of(place)
+    if kind == "exfat":
+        run("fsck.exfat", "-n", device)
+        with mounted(device, folder / "at", "ro", fs_type="exfat-fuse") as place:
             return tree_of(place)
     run("e2fsck", "-f", "-n", device)
     with mounted(device, folder / "at", "ro", fs_type=kind) as place:

@@ -13,8 +13,12 @@ import pytest
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
+from tests.command import imager, info
+from tests.command import volumes as volumes_of
+from tests.comparing import disk_facts
 from tests.exfat_images import (
     CASES,
+    MIB,
     content,
     expected,
     fill,
@@ -25,6 +29,8 @@ from tests.exfat_images import (
     places,
     seal,
 )
+from tests.loop import LoopDevice, mounted, run
+from tests.small_disk import garbage_device, partition
 from tests.volumes import BytesVolume, FileVolume
 
 VOLUME_FLAGS = 106
@@ -118,6 +124,27 @@ def test_a_volume_in_use_is_read_and_noted(tmp_path: Path) -> None:
     allocation = read(image)
     assert "not cleanly unmounted" in allocation.notes
     assert not expected(image) - allocation.allocated
+
+
+@pytest.mark.parametrize("sector_size", [512, 4096])
+def test_a_stick_comes_back_over_garbage(sector_size: int, tmp_path: Path) -> None:
+    size, first = 100 * MIB, MIB // sector_size
+    with LoopDevice(tmp_path / "disk", size, sector_size) as device:
+        partition(device.path, {1: (first, 70 * first)})
+        device.scan()
+        run("mkfs.exfat", "-c", "4K", device.partition(1))
+        with mounted(device.partition(1), tmp_path / "place", fs_type="exfat-fuse") as place:
+            fill(place, 20 * MIB, 7)
+        facts = disk_facts(device, {1: "exfat"}, tmp_path)
+        imager("capture", device.path, tmp_path / "image")
+    (volume,) = volumes_of(info(tmp_path / "image"))
+    assert volume["kind"] == "exfat"
+    assert volume["stored"] == "used"
+    used = volume["used"]
+    assert isinstance(used, int) and used < 30 * MIB
+    with garbage_device(tmp_path, size, sector_size) as target:
+        imager("restore", "--yes", tmp_path / "image", target.path)
+        assert disk_facts(target, {1: "exfat"}, tmp_path) == facts
 
 
 def clear_bits(image: bytearray, first: int, count: int) -> None:
