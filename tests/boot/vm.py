@@ -262,7 +262,7 @@ def _disk_words(number: int, disk: VmDisk, ports: itertools.count[int]) -> list[
         drive += ",media=cdrom"
     # QEMU wants a serial number for NVMe.
     serial = disk.serial or (f"disk{number}" if disk.bus == "nvme" else "")
-    words = f"{device},id=disk{number},drive={name},bootindex={number}"
+    words = f"{device},id=disk{number},drive={name},bootindex={number + 1}"
     return ["-drive", drive, "-device", words + (f",serial={serial}" if serial else "")]
 
 
