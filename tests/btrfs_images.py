@@ -1,0 +1,228 @@
+"""btrfs for tests: made and filled by the kernel, on one device or several, and told by btrfs-progs."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from imager.extents import Extents
+from imager.filesystems import Allocation, read_allocation
+from tests.comparing import Tree, tree_of
+from tests.loop import LoopDevice, mounted, run, sparse_file
+from tests.small_disk import garbage
+from tests.volumes import FileVolume
+
+MIB = 1 << 20
+STRIPE = 64 << 10
+FIXED = Extents.of([(0, MIB), (64 * MIB, 64 * MIB + 4096), (256 << 30, (256 << 30) + 4096)])
+"""Kept whatever is in use: what boot loaders may have, and the superblocks."""
+
+
+@contextmanager
+def attached(*files: Path) -> Iterator[list[Path]]:
+    """Loop devices over files; afterwards the kernel knows none of them as a device of a btrfs."""
+    with ExitStack() as stack:
+        loops = [stack.enter_context(LoopDevice(file)).path for file in files]
+        try:
+            yield loops
+        finally:
+            for loop in loops:
+                forget = ["btrfs", "device", "scan", "--forget", loop]
+                subprocess.run(forget, capture_output=True, check=False)
+
+
+@contextmanager
+def mounted_btrfs(devices: Sequence[Path], place: Path, *options: str) -> Iterator[Path]:
+    """A file system with all of its devices."""
+    words = [*options, *(f"device={device}" for device in devices)]
+    with mounted(devices[0], place, *words, fs_type="btrfs") as at:
+        yield at
+
+
+def make(folder: Path, options: str = "", count: int = 1, size: int = 256 * MIB) -> list[Path]:
+    """Files with the devices of a new file system."""
+    files = [sparse_file(folder / f"device-{number}", size) for number in range(1, count + 1)]
+    with attached(*files) as loops:
+        run("mkfs.btrfs", "-q", "-f", *options.split(), *loops)
+    return files
+
+
+def small(folder: Path, options: str = "--mixed") -> Path:
+    """A volume of a few MiB with some files, made in a moment and without the kernel."""
+    source = folder / "small-source"
+    source.mkdir()
+    write_files(source, random.Random(3), 12)
+    image = sparse_file(folder / "small", 24 * MIB)
+    run("mkfs.btrfs", "-q", "-f", *options.split(), "--rootdir", source, image)
+    shutil.rmtree(source)
+    return image
+
+
+def write_files(place: Path, chance: random.Random, count: int) -> None:
+    """Files of up to 100 KB of noise, some so small that they are kept in the tree."""
+    for number in range(count):
+        size = chance.choice((200, 5000, 30_000, 100_000))
+        (place / f"{number}").write_bytes(chance.randbytes(chance.randrange(size)))
+
+
+def age(place: Path, rounds: int = 3, seed: int = 1) -> None:
+    """What a file system goes through: subvolumes, snapshots, clones, holes, compression, deletes."""
+    chance = random.Random(seed)
+    run("btrfs", "subvolume", "create", place / "sub")
+    (place / "nocow").touch()
+    run("chattr", "+C", place / "nocow")
+    (place / "nocow").write_bytes(chance.randbytes(300_000))
+    run("fallocate", "--length", "700000", place / "reserved")
+    (place / "text").write_text("the same again\n" * 20_000)
+    run("btrfs", "filesystem", "defragment", "-czstd", place / "text")
+    for number in range(rounds):
+        write_files(place / "sub", chance, 30)
+        run("btrfs", "subvolume", "snapshot", place / "sub", place / f"snapshot-{number}")
+        run("cp", "--reflink=always", place / "sub" / "1", place / f"clone-{number}")
+        with (place / "nocow").open("r+b") as file:
+            file.seek(chance.randrange(200_000))
+            file.write(chance.randbytes(50_000))
+        with (place / "holes").open("r+b" if number else "wb") as file:
+            for _ in range(20):
+                file.seek(chance.randrange(256) * 4096)
+                file.write(chance.randbytes(4096))
+        run("sync", "-f", place)
+        for victim in range(number, 30, 4):
+            (place / "sub" / f"{victim}").unlink()
+    run("btrfs", "subvolume", "delete", "--commit-after", place / "snapshot-0")
+
+
+def filled(folder: Path, options: str = "", count: int = 1, size: int = 256 * MIB) -> list[Path]:
+    """As `make`, with an aged content."""
+    files = make(folder, options, count, size)
+    with attached(*files) as loops, mounted_btrfs(loops, folder / "at") as place:
+        age(place)
+    return files
+
+
+def allocated(image: Path) -> Allocation:
+    """What the reader under test says."""
+    return read_allocation("btrfs", FileVolume(image))
+
+
+class Told(NamedTuple):
+    """What btrfs-progs tell of a device."""
+
+    exact: Extents
+    """Bytes of the device that extents are in."""
+    chunks: Extents
+    """Bytes of the device that are in chunks."""
+
+
+def told(image: Path, *others: Path) -> Told:
+    """What dump-tree tells of the device `image` of a file system with `others`.
+
+    Addresses are dealt out here piece by piece of a stripe, as the documents have it.
+    """
+    with attached(image, *others) as (loop, *rest):
+        dump = {tree: dump_tree(tree, loop, *rest) for tree in ("chunk", "extent")}
+        superblock = run("btrfs", "inspect-internal", "dump-super", loop)
+    devid = _number(r"^dev_item\.devid\s+(\d+)", superblock)
+    nodesize = _number(r"^nodesize\s+(\d+)", superblock)
+    extents = [
+        (int(start), int(start) + (int(size) if kind == "EXTENT" else nodesize))
+        for start, kind, size in re.findall(
+            r"key \((\d+) (EXTENT|METADATA)_ITEM (\d+)\)", dump["extent"]
+        )
+    ]
+    exact, whole = [], []
+    for start, length, kind, body in re.findall(
+        r"CHUNK_ITEM (\d+)\).*\n\s+length (\d+) owner .* type (\S+)\n((?:\s+(?!item).*\n)+)",
+        dump["chunk"],
+    ):
+        stripes = [(int(a), int(b)) for a, b in re.findall(r"devid (\d+) offset (\d+)", body)]
+        profile = kind.rpartition("|")[2]
+        copies = {"RAID0": 1, "RAID10": 2, "RAID5": 1, "RAID6": 1}.get(profile, len(stripes))
+        parity = {"RAID5": 1, "RAID6": 2}.get(profile, 0)
+        columns = (len(stripes) - parity) // copies
+        begin, end = int(start), int(start) + int(length)
+        for number, (device, offset) in enumerate(stripes):
+            if device == devid:
+                whole.append((offset, offset + int(length) // columns))
+                if parity:
+                    exact.append(whole[-1])
+                    continue
+                for one, other in extents:
+                    if begin <= one < end:
+                        exact += _pieces(one - begin, other - begin, number // copies, columns, offset)
+    return Told(Extents.of(exact), Extents.of(whole))
+
+
+def dump_tree(tree: str, *devices: Path) -> str:
+    """The text of a tree, with no device but the given ones."""
+    return run("btrfs", "inspect-internal", "dump-tree", "--noscan", "-t", tree, *devices)
+
+
+def _pieces(
+    start: int, end: int, column: int, columns: int, offset: int
+) -> Iterator[tuple[int, int]]:
+    if columns == 1:
+        yield offset + start, offset + end
+        return
+    while start < end:
+        stop = min((start // STRIPE + 1) * STRIPE, end)
+        row, found = divmod(start // STRIPE, columns)
+        if found == column:
+            place = offset + row * STRIPE + start % STRIPE
+            yield place, place + stop - start
+        start = stop
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text, re.MULTILINE)
+    assert match is not None, pattern
+    return int(match[1])
+
+
+def kept_only(image: Path, allocation: Allocation, target: Path) -> Path:
+    """A copy of `image` in which nothing but what is allocated is left: the rest is garbage."""
+    garbage(target, image.stat().st_size)
+    with image.open("rb") as source, target.open("r+b") as copy:
+        for start, end in allocation.allocated:
+            os.sendfile(_seek(copy.fileno(), start), source.fileno(), start, end - start)
+    return target
+
+
+def _seek(descriptor: int, offset: int) -> int:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return descriptor
+
+
+def contents(files: Sequence[Path], place: Path, *options: str) -> Tree:
+    """All files of a file system that passes its check, and a scrub of each checksum."""
+    with attached(*files) as loops:
+        run("btrfs", "check", "--readonly", loops[0])
+        with mounted_btrfs(loops, place, *options) as at:
+            found = tree_of(at)
+            scrubbed = run("btrfs", "scrub", "start", "-B", at)
+        assert "no errors found" in scrubbed, scrubbed
+    return found
+
+
+def require_survival(files: Sequence[Path], folder: Path, *options: str) -> None:
+    """AssertionError unless all is there when all that is not allocated has become garbage."""
+    before = contents(_copies(files, folder, "before"), folder / "look", *options)
+    kept = [
+        kept_only(file, allocated(file), folder / f"{file.name}.kept") for file in files
+    ]
+    assert contents(kept, folder / "look", *options) == before
+    assert before
+
+
+def _copies(files: Sequence[Path], folder: Path, name: str) -> list[Path]:
+    copies = [folder / f"{file.name}.{name}" for file in files]
+    for file, copy in zip(files, copies, strict=True):
+        run("cp", "--sparse=always", file, copy)
+    return copies
