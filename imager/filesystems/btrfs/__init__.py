@@ -17,7 +17,8 @@ chunk tree has, and the first block of every tree is in use.
 
 **Several devices.** Chunks say which of a logical address's copies are on this device, so each
 device is right on its own. Where a tree has blocks on other devices only, all chunks of this device
-are kept whole: space in no chunk is free for certain, as the chunk tree alone tells.
+are kept whole: space in no chunk is free for certain, as the chunk tree alone tells. Where that is
+on other devices, the device is stored whole.
 
 **Always kept** are the first MiB, which is left to boot loaders, and all superblocks.
 """
@@ -66,7 +67,7 @@ def read_allocation(volume: Volume) -> Allocation:
         allocated = trees.mapping.physical(_read_logical(trees, superblock, notes))
     except OtherDeviceError:
         allocated = trees.mapping.stripes
-        notes.append("metadata is on other devices: kept all chunks of this one")
+        notes.append("its metadata is on other devices: kept all chunks of this one")
     if trees.bad_copies:
         notes.append(f"{trees.bad_copies} metadata blocks have a damaged copy")
     return Allocation((allocated | _fixed()).clip(0, size), size, tuple(notes))

@@ -148,7 +148,7 @@ class Trees:
         nodesize = self._superblock.nodesize
         copies = [self.mapping.copies(pointer.bytenr, nodesize) for pointer in pointers]
         if not all(copies):
-            raise OtherDeviceError("metadata is on another device")
+            raise OtherDeviceError("its metadata is on other devices of the file system")
         blocks = [b""] * len(pointers)
         order = sorted(range(len(pointers)), key=lambda index: copies[index][0])
         first = 0
