@@ -55,12 +55,16 @@ def make(folder: Path, options: str = "", count: int = 1, size: int = SIZE) -> l
     return files
 
 
-def small(folder: Path, options: str = "--mixed") -> Path:
-    """A volume of a few MiB with some files, made in a moment and without the kernel."""
+def small(folder: Path, options: str = "--mixed -d single -m single", size: int = 24 * MIB) -> Path:
+    """A volume with some files, made in a moment and without the kernel.
+
+    By default all is there once, and the extent tree has two levels.
+    """
     source = folder / "small-source"
     source.mkdir()
-    write_files(source, random.Random(3), 12)
-    image = sparse_file(folder / "small", 24 * MIB)
+    for number in range(150):
+        (source / f"{number}").write_bytes(bytes((number,)) * 2500)
+    image = sparse_file(folder / "small", size)
     run("mkfs.btrfs", "-q", "-f", *options.split(), "--rootdir", source, image)
     shutil.rmtree(source)
     return image

@@ -69,7 +69,7 @@ def read_allocation(volume: Volume) -> Allocation:
         allocated = trees.mapping.stripes
         notes.append("its metadata is on other devices: kept all chunks of this one")
     if trees.bad_copies:
-        notes.append(f"{trees.bad_copies} metadata blocks have a damaged copy")
+        notes.append(f"damaged copies of metadata blocks: {trees.bad_copies}")
     return Allocation((allocated | _fixed()).clip(0, size), size, tuple(notes))
 
 

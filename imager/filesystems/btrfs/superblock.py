@@ -70,9 +70,6 @@ class Incompat(IntFlag):
 
 
 _ZONED = 1 << 12
-_ALL_FLAGS = int(~Flags(0))
-_ALL_COMPAT_RO = int(~CompatRo(0))
-_ALL_INCOMPAT = int(~Incompat(0))
 
 
 class DevItem(NamedTuple):
@@ -218,10 +215,10 @@ def _check_features(fields: _Fields) -> None:
     if fields.incompat_flags & _ZONED:
         raise NotUnderstoodError("file system is for zoned devices")
     unknown = (
-        ("superblock flags", fields.flags & ~_ALL_FLAGS),
+        ("superblock flags", fields.flags & ~sum(Flags)),
         ("compatible features", fields.compat_flags),
-        ("read-only features", fields.compat_ro_flags & ~_ALL_COMPAT_RO),
-        ("features", fields.incompat_flags & ~_ALL_INCOMPAT),
+        ("read-only features", fields.compat_ro_flags & ~sum(CompatRo)),
+        ("features", fields.incompat_flags & ~sum(Incompat)),
     )
     for name, bits in unknown:
         if bits:
