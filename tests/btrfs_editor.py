@@ -100,3 +100,43 @@ class Editor:
                 items[index] = (key, data)
                 return self.put_items(place, items)
         raise AssertionError(f"no item of type {kind}")
+
+
+def add_block_group_tree(editor: Editor) -> None:
+    """Move the block groups to a tree of their own, as mkfs of today makes it.
+
+    All trees have to be leaves, and metadata in one chunk, there once.
+    """
+    extents, roots = editor.places[2, 0][0], editor.places[1, 0][0]
+    root_items = dict(editor.items(roots))
+    (address,) = unpack_from("<Q", editor.data, extents + 0x30)
+    offset = extents - address
+    (free_tree,) = unpack_from("<Q", root_items[10, 132, 0], 176)
+    free = dict(editor.items(free_tree + offset))
+    new, kind, length = min(key for key in free if key[1] == 199 and key[0] > address)
+    del free[new, kind, length]
+    free[new + editor.nodesize, kind, length - editor.nodesize] = b""
+    editor.put_items(free_tree + offset, sorted(free.items()))
+
+    items = dict(editor.items(extents))
+    groups = {key: items.pop(key) for key in list(items) if key[1] == 192}
+    for (start, kind, length), data in groups.items():
+        if start <= new < start + length:
+            used = int.from_bytes(data[:8], "little") + editor.nodesize
+            groups[start, kind, length] = pack("<Q", used) + data[8:]
+    generation, owner = unpack_from("<QQ", editor.data, extents + 0x50)
+    items[new, 169, 0] = pack("<QQQBQ", 1, generation, 2, 176, 11)
+    editor.put_items(extents, sorted(items.items()))
+
+    place = new + offset
+    editor.data[place : place + HEADER] = editor.data[extents : extents + HEADER]
+    editor.patch(place + 0x30, "Q", new)
+    editor.patch(place + 0x58, "Q", 11)
+    editor.put_items(place, sorted(groups.items()))
+    data = root_items[owner, 132, 0]
+    root_items[11, 132, 0] = data[:176] + pack("<Q", new) + data[184:]
+    editor.put_items(roots, sorted(root_items.items()))
+    (used,) = unpack_from("<Q", editor.data, SUPERBLOCK + 0x78)
+    editor.patch(SUPERBLOCK + 0x78, "Q", used + editor.nodesize)
+    (compat_ro,) = unpack_from("<Q", editor.data, SUPERBLOCK + 0xB4)
+    editor.set(SUPERBLOCK, 0xB4, "Q", compat_ro | 1 << 3)

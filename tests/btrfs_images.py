@@ -35,8 +35,9 @@ def attached(*files: Path) -> Iterator[list[Path]]:
             yield loops
         finally:
             for loop in loops:
-                forget = ["btrfs", "device", "scan", "--forget", loop]
-                subprocess.run(forget, capture_output=True, check=False)
+                subprocess.run(
+                    ["btrfs", "device", "scan", "--forget", loop], capture_output=True, check=False
+                )
 
 
 @contextmanager
@@ -121,76 +122,107 @@ class Told(NamedTuple):
     """What btrfs-progs tell of a device."""
 
     exact: Extents
-    """Bytes of the device that extents are in."""
+    """Bytes of the device that extents are in, those of the log included."""
     chunks: Extents
     """Bytes of the device that are in chunks."""
+    stored: str
+    """What can be known from this device alone: "exact", "chunks", or nothing: "whole"."""
 
 
 def told(image: Path, *others: Path) -> Told:
-    """What dump-tree tells of the device `image` of a file system with `others`.
-
-    Addresses are dealt out here piece by piece of a stripe, as the documents have it.
-    """
-    with attached(image, *others) as (loop, *rest):
-        dump = {tree: dump_tree(tree, loop, *rest) for tree in ("chunk", "extent")}
-        superblock = run("btrfs", "inspect-internal", "dump-super", loop)
+    """What dump-tree tells of the device `image` of a file system with `others`."""
+    with attached(image, *others) as devices:
+        dump = run("btrfs", "inspect-internal", "dump-tree", "--noscan", *devices)
+        superblock = run("btrfs", "inspect-internal", "dump-super", devices[0])
     devid = _number(r"^dev_item\.devid\s+(\d+)", superblock)
     nodesize = _number(r"^nodesize\s+(\d+)", superblock)
-    extents = [
-        (int(start), int(start) + (int(size) if kind == "EXTENT" else nodesize))
-        for start, kind, size in re.findall(
-            r"key \((\d+) (EXTENT|METADATA)_ITEM (\d+)\)", dump["extent"]
-        )
-    ]
-    exact, whole = [], []
+    blocks: dict[str, list[tuple[int, int]]] = {}
+    used: list[tuple[int, int]] = []
+    stripes: list[_Stripe] = []
+    parts = re.split(r"^(?:leaf|node) (\d+) .* owner (\S+)$", dump, flags=re.MULTILINE)
+    for number, owner, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        block = (int(number), int(number) + nodesize)
+        blocks.setdefault(owner, []).append(block)
+        if owner == "EXTENT_TREE":
+            for start, kind, size in re.findall(r"key \((\d+) (\w+)_ITEM (\d+)\)", body):
+                if kind in ("EXTENT", "METADATA"):
+                    length = int(size) if kind == "EXTENT" else nodesize
+                    used.append((int(start), int(start) + length))
+        elif owner == "TREE_LOG":
+            used.append(block)
+            for start, size in re.findall(r"disk byte (\d+) nr (\d+)", body):
+                used.append((int(start), int(start) + int(size)))
+        elif owner == "CHUNK_TREE":
+            stripes += _stripes(body, devid)
+    exact = [piece for stripe in stripes for one in used for piece in stripe.pieces(*one)]
+    chunks = [(stripe.offset, stripe.offset + stripe.size) for stripe in stripes]
+    exact += [whole for whole, stripe in zip(chunks, stripes, strict=True) if stripe.parity]
+
+    def is_here(owner: str) -> bool:
+        return all(any(stripe.holds(*one) for stripe in stripes) for one in blocks[owner])
+
+    stored = "whole"
+    if is_here("CHUNK_TREE"):
+        exactly = all(map(is_here, ("ROOT_TREE", "DEV_TREE", "EXTENT_TREE")))
+        stored = "exact" if exactly else "chunks"
+    return Told(Extents.of(exact), Extents.of(chunks), stored)
+
+
+class _Stripe(NamedTuple):
+    """A chunk's stripe on the device in question."""
+
+    start: int
+    length: int
+    offset: int
+    column: int
+    columns: int
+    parity: int
+
+    @property
+    def size(self) -> int:
+        return self.length // self.columns
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where logical addresses are, dealt out piece by piece as the documents have it."""
+        if self.parity or not self.start <= start < self.start + self.length:
+            return
+        start, end = start - self.start, end - self.start
+        while start < end:
+            stop = end if self.columns == 1 else min((start // STRIPE + 1) * STRIPE, end)
+            row, found = divmod(start // STRIPE, self.columns)
+            if self.columns == 1:
+                yield self.offset + start, self.offset + stop
+            elif found == self.column:
+                place = self.offset + row * STRIPE + start % STRIPE
+                yield place, place + stop - start
+            start = stop
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether all of a logical range is in this stripe."""
+        return sum(b - a for a, b in self.pieces(start, end)) == end - start
+
+
+def _stripes(leaf: str, devid: int) -> Iterator[_Stripe]:
+    """The device's stripes in a dumped leaf of the chunk tree."""
     for start, length, kind, body in re.findall(
-        r"CHUNK_ITEM (\d+)\).*\n\s+length (\d+) owner .* type (\S+)\n((?:\s+(?!item).*\n)+)",
-        dump["chunk"],
+        r"CHUNK_ITEM (\d+)\).*\n\s+length (\d+) owner .* type (\S+)\n((?:\s+(?!item).*\n)+)", leaf
     ):
-        stripes = [(int(a), int(b)) for a, b in re.findall(r"devid (\d+) offset (\d+)", body)]
+        found = re.findall(r"devid (\d+) offset (\d+)", body)
         profile = kind.rpartition("|")[2]
-        copies = {"RAID0": 1, "RAID10": 2, "RAID5": 1, "RAID6": 1}.get(profile, len(stripes))
+        copies = {"RAID0": 1, "RAID10": 2, "RAID5": 1, "RAID6": 1}.get(profile, len(found))
         parity = {"RAID5": 1, "RAID6": 2}.get(profile, 0)
-        columns = (len(stripes) - parity) // copies
-        begin, end = int(start), int(start) + int(length)
-        for number, (device, offset) in enumerate(stripes):
-            if device == devid:
-                whole.append((offset, offset + int(length) // columns))
-                if parity:
-                    exact.append(whole[-1])
-                    continue
-                for one, other in extents:
-                    if begin <= one < end:
-                        exact += _pieces(
-                            one - begin, other - begin, number // copies, columns, offset
-                        )
-    return Told(Extents.of(exact), Extents.of(whole))
+        columns = (len(found) - parity) // copies
+        for index, (device, offset) in enumerate(found):
+            if int(device) == devid:
+                yield _Stripe(
+                    int(start), int(length), int(offset), index // copies, columns, parity
+                )
 
 
 def dump_of(tree: str, *files: Path) -> str:
-    """As `dump_tree`, of the devices in files."""
+    """The text of a tree of the file system in files."""
     with attached(*files) as loops:
-        return dump_tree(tree, *loops)
-
-
-def dump_tree(tree: str, *devices: Path) -> str:
-    """The text of a tree, with no device but the given ones."""
-    return run("btrfs", "inspect-internal", "dump-tree", "--noscan", "-t", tree, *devices)
-
-
-def _pieces(
-    start: int, end: int, column: int, columns: int, offset: int
-) -> Iterator[tuple[int, int]]:
-    if columns == 1:
-        yield offset + start, offset + end
-        return
-    while start < end:
-        stop = min((start // STRIPE + 1) * STRIPE, end)
-        row, found = divmod(start // STRIPE, columns)
-        if found == column:
-            place = offset + row * STRIPE + start % STRIPE
-            yield place, place + stop - start
-        start = stop
+        return run("btrfs", "inspect-internal", "dump-tree", "--noscan", "-t", tree, *loops)
 
 
 def _number(pattern: str, text: str) -> int:
