@@ -31,6 +31,7 @@ from tests.btrfs_images import (
     require_survival,
     small,
     told,
+    write_files,
 )
 from tests.command import imager
 from tests.comparing import digest
@@ -106,6 +107,20 @@ def test_several_devices(name: str, tmp_path: Path) -> None:
     require_survival(files, tmp_path)
 
 
+def test_converted_with_another_uuid(tmp_path: Path) -> None:
+    """An ext4 that became a btrfs: its chunks lie where the old system left room."""
+    image = sparse_file(tmp_path / "image", SIZE)
+    run("mkfs.ext4", "-q", "-b", "4096", image)
+    with LoopDevice(image) as loop, mounted(loop.path, tmp_path / "at") as at:
+        write_files(at, random.Random(6), 40)
+    run("btrfs-convert", image)
+    run("btrfstune", "-m", image)
+    with attached(image) as loops, mounted_btrfs(loops, tmp_path / "at") as at:
+        age(at)
+    assert stored(image) == "exact"
+    require_survival([image], tmp_path)
+
+
 def test_first_device_removed(tmp_path: Path) -> None:
     first, second = make(tmp_path, "-d single -m raid1", 2)
     third = sparse_file(tmp_path / "device-3", SIZE)
@@ -114,6 +129,7 @@ def test_first_device_removed(tmp_path: Path) -> None:
         run("btrfs", "device", "add", "-f", loops[2], at)
         run("btrfs", "device", "remove", loops[0], at)
     assert all_stored([second, third]) == {"exact"}
+    assert allocated(third).notes == ("one of 2 devices of its file system (devid 3)",)
     require_survival([second, third], tmp_path)
 
 

@@ -62,7 +62,8 @@ def read_allocation(volume: Volume) -> Allocation:
         raise NotUnderstoodError("file system is larger than its volume")
     notes = []
     if superblock.num_devices > 1:
-        notes.append(f"device {superblock.dev_item.devid} of {superblock.num_devices}")
+        devid, count = superblock.dev_item.devid, superblock.num_devices
+        notes.append(f"one of {count} devices of its file system (devid {devid})")
     try:
         allocated = trees.mapping.physical(_read_logical(trees, superblock, notes))
     except OtherDeviceError:
