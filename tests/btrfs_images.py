@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -111,6 +112,24 @@ def filled(folder: Path, options: str = "", count: int = 1, size: int = SIZE) ->
     with attached(*files) as loops, mounted_btrfs(loops, folder / "at") as place:
         age(place)
     return files
+
+
+def synced(folder: Path, options: str = "") -> Path:
+    """A volume as it is while mounted, with files that an fsync has saved and nothing else."""
+    (image,) = filled(folder, options)
+    for _attempt in range(10):
+        with attached(image) as loops, mounted_btrfs(loops, folder / "at", "commit=300") as at:
+            chance = random.Random(7)
+            for number in range(20):
+                with (at / "sub" / f"synced-{number}").open("wb") as file:
+                    file.write(chance.randbytes(90_000))
+                    file.flush()
+                    os.fsync(file.fileno())
+            crashed = folder / "crashed"
+            run("cp", "--sparse=always", image, crashed)
+        if allocated(crashed).notes:
+            return crashed
+    raise AssertionError("the kernel committed each time")
 
 
 def allocated(image: Path) -> Allocation:

@@ -13,12 +13,12 @@ import pytest
 from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.filesystems import read_allocation
 from tests.btrfs_editor import HEADER, ITEM, POINTER, SUPERBLOCK, Editor
-from tests.btrfs_images import MIB, small
+from tests.btrfs_images import MIB, small, synced
 from tests.volumes import BytesVolume
 
 CHUNK, ROOT, DEV, EXTENT = (3, 0), (1, 0), (4, 0), (2, 0)
-NODE = (2, 1)
-"""The extent tree's first block; all other trees are a leaf."""
+NODE, LOG = (2, 1), ((1 << 64) - 6, 0)
+"""The extent tree's first block, and the log's; all others are a leaf."""
 EXTENT_ITEM, METADATA_ITEM, BLOCK_GROUP, CHUNK_ITEM = 168, 169, 192, 228
 DEV_ITEM, DEV_EXTENT, ROOT_ITEM = 216, 204, 132
 HUGE = (1 << 64) - 4096
@@ -197,13 +197,16 @@ DAMAGE = {
     "chunk of many stripes": (chunk_of_many_stripes, "chunk at .* is damaged"),
     "chunk past the end": (item(CHUNK, CHUNK_ITEM, 56, "Q", 1 << 40), "past the device's end"),
     "chunk's device": (item(CHUNK, CHUNK_ITEM, 48, "Q", 2), "none of the file system's"),
-    "chunk left out": (without(CHUNK, CHUNK_ITEM), "contradict each other"),
+    "chunk left out": (
+        without(CHUNK, CHUNK_ITEM),
+        "extent that is in no chunk",
+    ),
     "no device item": (without(CHUNK, DEV_ITEM), "none of the file system's"),
     "device of another": (item(CHUNK, DEV_ITEM, 66, "16s", b"y" * 16), "none of the file system"),
     "device's size": (item(CHUNK, DEV_ITEM, 8, "Q", 1 << 40), "larger than its volume"),
     "small device": (item(CHUNK, DEV_ITEM, 8, "Q", 2 * MIB), "past the device's end"),
-    "device extent": (item(DEV, DEV_EXTENT, 24, "Q", 4096), "device tree and chunks"),
-    "device extent left out": (without(DEV, DEV_EXTENT), "device tree and chunks"),
+    "device extent": (item(DEV, DEV_EXTENT, 24, "Q", 4096), "extent that is in no chunk"),
+    "device extent left out": (without(DEV, DEV_EXTENT), "lacks an extent"),
     "no device tree": (key(ROOT, 1, "QBQ", 3, ROOT_ITEM, 0), "no tree 4"),
     "no extent tree": (key(ROOT, 0, "QBQ", 0, ROOT_ITEM, 0), "no tree 2"),
     "tree from the future": (item(ROOT, ROOT_ITEM, 160, "Q", 1 << 40), "younger"),
@@ -325,3 +328,43 @@ def test_one_good_copy_is_enough(tmp_path: Path) -> None:
         assert unreadable.allocated == editor.before.allocated
         with pytest.raises(ReadFailedError, match="bad sector"):
             read_allocation("btrfs", Unreadable(editor.data, *copies))
+
+
+EXTENT_DATA = 108
+LOG_DAMAGE = {
+    "extent in no chunk": ("QQ", (1 << 40, 4096), 21, "in no chunk"),
+    "endless extent": ("QQ", (4096, HUGE), 21, "extent in the log is damaged"),
+    "unaligned extent": ("QQ", (5, 4096), 21, "extent in the log is damaged"),
+    "unknown kind": ("B", (9,), 20, "unknown kind"),
+}
+"""Name to what is done to a file extent in the log, where, and a pattern of the reason."""
+
+
+def test_damaged_log(tmp_path: Path) -> None:
+    editor = Editor(synced(tmp_path, "-m single"))
+    root, tree = sorted(editor.places[LOG], key=editor.count)
+    before = {place: editor.items(place) for place in (root, tree)}
+    for form, values, offset, reason in LOG_DAMAGE.values():
+        editor.change(tree, EXTENT_DATA, offset, form, *values)
+        with pytest.raises(NotUnderstoodError, match=reason):
+            editor.read()
+        editor.put_items(tree, before[tree])
+    cut = [(found, data[:-1] if found[1] == EXTENT_DATA else data) for found, data in before[tree]]
+    editor.put_items(tree, cut)
+    with pytest.raises(NotUnderstoodError, match="has a wrong size"):
+        editor.read()
+    editor.put_items(tree, before[tree])
+    editor.put_items(root, [((5, 132, 5), data) for _, data in before[root]])
+    with pytest.raises(NotUnderstoodError, match="unknown tree"):
+        editor.read()
+    editor.put_items(root, [(found, data[:100]) for found, data in before[root]])
+    with pytest.raises(NotUnderstoodError, match="cut short"):
+        editor.read()
+    editor.put_items(root, before[root])
+    assert editor.read() == editor.before
+
+
+def test_number_of_chunks_is_bounded(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imager.filesystems.btrfs.roots._MAX_CHUNKS", 2)
+    with pytest.raises(NotUnderstoodError, match="too many chunks"):
+        editor.read()

@@ -25,6 +25,8 @@ on other devices, the device is stored whole.
 
 from __future__ import annotations
 
+from itertools import chain
+
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems import Allocation, Volume
@@ -80,7 +82,7 @@ def _read_logical(trees: Trees, superblock: Superblock, notes: list[str]) -> Ext
     check_dev_extents(trees, roots.find(DEV_TREE), superblock.dev_item.devid)
     logical = read_extents(trees, superblock, roots)
     nodesize = superblock.nodesize
-    for bytenr in (*trees.visited, *roots.addresses):
+    for bytenr in chain(trees.visited, roots.addresses):
         if not logical.covers(bytenr, bytenr + nodesize):
             raise NotUnderstoodError("extent tree calls a tree block free")
     if superblock.log_root:

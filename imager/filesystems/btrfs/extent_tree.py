@@ -48,7 +48,7 @@ def read_extents(trees: Trees, superblock: Superblock, roots: Roots) -> Extents:
         for leaf in trees.leaves(roots.find(BLOCK_GROUP_TREE)):
             if any(item[1] != _BLOCK_GROUP_ITEM for item in leaf.items):
                 raise NotUnderstoodError("block group tree has unknown items")
-            _add_block_groups(leaf, groups)
+            _add_block_groups(leaf, groups, len(trees.mapping.chunks))
     extents = reader.builder.build()
     _check_block_groups(extents, groups, trees.mapping)
     return extents
@@ -62,6 +62,7 @@ class _ExtentReader:
         self.block_groups: dict[int, _BlockGroup] = {}
         self._superblock = superblock
         self._end = 0
+        self._chunks = len(mapping.chunks)
         self._limit = mapping.logical.end if mapping.logical else 0
 
     def add(self, leaf: Leaf, with_block_groups: bool) -> None:
@@ -97,16 +98,18 @@ class _ExtentReader:
             add(start, end)
         self._end = end
         if with_block_groups:
-            _add_block_groups(leaf, self.block_groups)
+            _add_block_groups(leaf, self.block_groups, self._chunks)
 
 
-def _add_block_groups(leaf: Leaf, groups: dict[int, _BlockGroup]) -> None:
+def _add_block_groups(leaf: Leaf, groups: dict[int, _BlockGroup], most: int) -> None:
     for start, length, data in leaf.of_type(_BLOCK_GROUP_ITEM):
         if len(data) != _BLOCK_GROUP.size:
             raise NotUnderstoodError("a block group has a wrong size")
         used, chunk_objectid, flags = _BLOCK_GROUP.unpack(data)
         if chunk_objectid != CHUNK_OBJECTID or start in groups:
             raise NotUnderstoodError("a block group is damaged")
+        if len(groups) > most:
+            raise NotUnderstoodError("there are more block groups than chunks")
         groups[start] = _BlockGroup(length, used, flags)
 
 

@@ -24,6 +24,7 @@ _EXTENT_DATA = 108
 _FILE_EXTENT = Struct("<QQBBHBQQQQ")
 _INLINE, _REGULAR, _PREALLOCATED = 0, 1, 2
 _INLINE_HEADER = 21
+_MAX_EXTENTS = 1 << 20
 
 
 def read_log(trees: Trees, superblock: Superblock) -> Extents:
@@ -39,6 +40,8 @@ def read_log(trees: Trees, superblock: Superblock) -> Extents:
                 found = _file_extent(data, superblock)
                 if found is not None:
                     ranges.append(found)
+            if len(ranges) > _MAX_EXTENTS:
+                raise NotUnderstoodError("the log is too large")
     nodesize = superblock.nodesize
     ranges += ((bytenr, bytenr + nodesize) for bytenr in trees.visited[before:])
     logged = Extents.of(ranges)

@@ -6,6 +6,7 @@ btrfs_root_item in Linux's uapi header btrfs_tree.h.
 
 from __future__ import annotations
 
+from array import array
 from struct import Struct
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from imager.filesystems.btrfs.chunks import (
     CHUNK_ITEM,
     CHUNK_OBJECTID,
     SYSTEM,
+    Chunk,
     Mapping,
     parse_chunk,
 )
@@ -25,6 +27,7 @@ ROOT_TREE, EXTENT_TREE, CHUNK_TREE, DEV_TREE, BLOCK_GROUP_TREE = 1, 2, 3, 4, 11
 ROOT_ITEM = 132
 _DEV_EXTENT, _DEV_ITEM = 204, 216
 _DEV_ITEMS_OBJECTID = 1
+_MAX_CHUNKS = 1 << 18  # 256 TiB in chunks of 1 GiB; bounds what they cost
 
 _ROOT = Struct("<160xQQQQQQQI17sBB")
 _EXTENT = Struct("<QQQQ16s")
@@ -68,20 +71,26 @@ def read_chunk_tree(trees: Trees, superblock: Superblock) -> tuple[Mapping, int]
         superblock.chunk_root_generation,
         superblock.chunk_root_level,
     )
-    chunks, devices = [], {}
+    chunks: list[Chunk] = []
+    devids: set[int] = set()
+    ours = None
     for leaf in trees.leaves(root):
         for objectid, start, data in leaf.of_type(CHUNK_ITEM):
             if objectid != CHUNK_OBJECTID:
                 raise NotUnderstoodError("a chunk has an unknown object id")
             chunks.append(parse_chunk(start, data, superblock))
+        if len(chunks) > _MAX_CHUNKS:
+            raise NotUnderstoodError("file system has too many chunks")
         for objectid, devid, data in leaf.of_type(_DEV_ITEM):
-            device = devices[devid] = DevItem.parse(data)
+            device = DevItem.parse(data)
             if objectid != _DEV_ITEMS_OBJECTID or device.devid != devid:
                 raise NotUnderstoodError("a device item contradicts its key")
-    ours = devices.get(superblock.dev_item.devid)
+            devids.add(devid)
+            if devid == superblock.dev_item.devid:
+                ours = device
     if ours is None or (ours.uuid, ours.fsid) != (superblock.dev_item.uuid, superblock.fsid):
         raise NotUnderstoodError("device is none of the file system's")
-    if any(stripe.devid not in devices for chunk in chunks for stripe in chunk.stripes):
+    if any(stripe.devid not in devids for chunk in chunks for stripe in chunk.stripes):
         raise NotUnderstoodError("a chunk is on a device that is none of the file system's")
     mapping = Mapping(chunks, superblock, ours.total_bytes)
     if [chunk for chunk in mapping.chunks if chunk.type & SYSTEM] != trees.mapping.chunks:
@@ -94,7 +103,7 @@ class Roots(NamedTuple):
 
     by_id: dict[int, Root]
     """Trees that there are once, by object id."""
-    addresses: list[int]
+    addresses: array[int]
     """Of all trees' first blocks."""
 
     def find(self, owner: int) -> Root:
@@ -107,7 +116,7 @@ class Roots(NamedTuple):
 def read_root_tree(trees: Trees, superblock: Superblock) -> Roots:
     """Raises as `Trees.leaves`."""
     root = Root(ROOT_TREE, superblock.root, superblock.generation, superblock.root_level)
-    roots = Roots({}, [])
+    roots = Roots({}, array("Q"))
     for leaf in trees.leaves(root):
         for objectid, offset, data in leaf.of_type(ROOT_ITEM):
             item = RootItem.parse(data)
@@ -121,7 +130,9 @@ def read_root_tree(trees: Trees, superblock: Superblock) -> Roots:
 
 def check_dev_extents(trees: Trees, root: Root, devid: int) -> None:
     """Raise NotUnderstoodError unless the device tree and the chunks agree on this device."""
-    found = set()
+    missing = {
+        (offset, chunk.start, chunk.stripe_size) for offset, chunk, _ in trees.mapping.placed()
+    }
     for leaf in trees.leaves(root):
         for device, offset, data in leaf.of_type(_DEV_EXTENT):
             if len(data) != _EXTENT.size:
@@ -130,9 +141,8 @@ def check_dev_extents(trees: Trees, root: Root, devid: int) -> None:
             if (chunk_tree, chunk_objectid) != (CHUNK_TREE, CHUNK_OBJECTID):
                 raise NotUnderstoodError("a device extent is of an unknown kind")
             if device == devid:
-                found.add((offset, chunk_offset, length))
-    expected = {
-        (offset, chunk.start, chunk.stripe_size) for offset, chunk, _ in trees.mapping.placed()
-    }
-    if found != expected:
-        raise NotUnderstoodError("device tree and chunks contradict each other")
+                if (offset, chunk_offset, length) not in missing:
+                    raise NotUnderstoodError("device tree has an extent that is in no chunk")
+                missing.remove((offset, chunk_offset, length))
+    if missing:
+        raise NotUnderstoodError("device tree lacks an extent of a chunk")

@@ -127,7 +127,9 @@ class Trees:
 
     def _children(self, pointer: _Pointer, block: bytes) -> list[_Pointer]:
         count = _count(block, _KEY_POINTER.size)
-        found = list(_KEY_POINTER.iter_unpack(block[DATA_START : DATA_START + count * 33]))
+        found = list(
+            _KEY_POINTER.iter_unpack(block[DATA_START : DATA_START + count * _KEY_POINTER.size])
+        )
         keys: list[Key] = [entry[:3] for entry in found]
         sector = self._superblock.sectorsize
         if (
