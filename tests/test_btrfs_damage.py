@@ -303,11 +303,8 @@ class Unreadable(BytesVolume):
 def copies_of(editor: Editor, place: int) -> list[int]:
     """Where the tree block at `place` is: it names its address."""
     name = editor.data[place + 0x20 : place + 0x38]
-    found, start = [], -1
-    while (start := editor.data.find(name, start + 1)) >= 0:
-        if not (start - 0x20) % 4096:
-            found.append(start - 0x20)
-    return found
+    starts = range(0, len(editor.data), 4096)
+    return [at for at in starts if editor.data[at + 0x20 : at + 0x38] == name]
 
 
 def test_one_good_copy_is_enough(tmp_path: Path) -> None:
@@ -324,6 +321,10 @@ def test_one_good_copy_is_enough(tmp_path: Path) -> None:
             editor.read()
         for copy in copies:
             editor.data[copy + 200] ^= 1
+        block = bytes(editor.data[copies[0] : copies[0] + editor.nodesize])
+        editor.set(copies[0], 0x50, "Q", 1)
+        assert editor.read() == allocation  # one that was not written is as good as damaged
+        editor.data[copies[0] : copies[0] + editor.nodesize] = block
         unreadable = read_allocation("btrfs", Unreadable(editor.data, copies[0]))
         assert unreadable.allocated == editor.before.allocated
         with pytest.raises(ReadFailedError, match="bad sector"):
