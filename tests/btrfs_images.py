@@ -83,6 +83,9 @@ def age(place: Path, rounds: int = 3, seed: int = 1) -> None:
     """What a file system goes through: subvolumes, snapshots, clones, holes, compression, deletes."""
     chance = random.Random(seed)
     run("btrfs", "subvolume", "create", place / "sub")
+    splinters = [place / f"splinter-{number}" for number in range(200)]
+    for splinter in splinters:
+        splinter.write_bytes(chance.randbytes(5000))
     (place / "nocow").touch()
     run("chattr", "+C", place / "nocow")
     (place / "nocow").write_bytes(chance.randbytes(300_000))
@@ -101,6 +104,8 @@ def age(place: Path, rounds: int = 3, seed: int = 1) -> None:
                 file.seek(chance.randrange(256) * 4096)
                 file.write(chance.randbytes(4096))
         run("sync", "-f", place)
+        for splinter in splinters[number::4]:
+            splinter.unlink()
         for victim in range(number, 30, 4):
             (place / "sub" / f"{victim}").unlink()
     run("btrfs", "subvolume", "delete", "--commit-after", place / "snapshot-0")

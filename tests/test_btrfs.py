@@ -53,6 +53,8 @@ SINGLE = {
 def test_one_device(name: str, tmp_path: Path) -> None:
     (image,) = filled(tmp_path, SINGLE[name])
     assert stored(image) == "exact"
+    if name == "default":
+        assert "FREE_SPACE_BITMAP" in dump_of("10", image)
     assert allocated(image).size == SIZE
     assert allocated(image).notes == ()
     require_survival([image], tmp_path)

@@ -16,7 +16,7 @@ from tests.btrfs_editor import HEADER, ITEM, POINTER, SUPERBLOCK, Editor
 from tests.btrfs_images import MIB, small, synced
 from tests.volumes import BytesVolume
 
-CHUNK, ROOT, DEV, EXTENT = (3, 0), (1, 0), (4, 0), (2, 0)
+CHUNK, ROOT, DEV, EXTENT, FREE = (3, 0), (1, 0), (4, 0), (2, 0), (10, 0)
 NODE, LOG = (2, 1), ((1 << 64) - 6, 0)
 """The extent tree's first block, and the log's; all others are a leaf."""
 EXTENT_ITEM, METADATA_ITEM, BLOCK_GROUP, CHUNK_ITEM = 168, 169, 192, 228
@@ -89,6 +89,12 @@ def without(block: tuple[int, int], kind: int, used: int = 0) -> Callable[[Edito
             editor.change(place, BLOCK_GROUP, 0, "Q", left)
 
     return change
+
+
+def tree_block_freed(editor: Editor) -> None:
+    """All agree that the chunk tree is free space, and no free space tree is trusted."""
+    editor.set(SUPERBLOCK, 0xB4, "Q", 1)
+    without(EXTENT, METADATA_ITEM, 4096)(editor)
 
 
 def chunk_of_many_stripes(editor: Editor) -> None:
@@ -181,7 +187,7 @@ DAMAGE = {
     "extent from the future": (item(EXTENT, METADATA_ITEM, 8, "Q", 1 << 40), "is damaged"),
     "extent without users": (item(EXTENT, METADATA_ITEM, 0, "Q", 0), "is damaged"),
     "extent left out": (without(EXTENT, METADATA_ITEM), "contradicts chunk or extents"),
-    "tree block free": (without(EXTENT, METADATA_ITEM, 4096), "tree block free"),
+    "tree block free": (tree_block_freed, "tree block free"),
     "block group's use": (item(EXTENT, BLOCK_GROUP, 0, "Q", 4096 * 7), "contradicts chunk"),
     "block group's type": (item(EXTENT, BLOCK_GROUP, 16, "Q", 1), "contradicts chunk"),
     "block group's owner": (item(EXTENT, BLOCK_GROUP, 8, "Q", 1), "block group is damaged"),
@@ -191,6 +197,7 @@ DAMAGE = {
     "chunks overlap": (item(CHUNK, CHUNK_ITEM, 0, "Q", 8 * MIB), "chunks overlap"),
     "chunks share a place": (second_chunk_over_first, "overlap on the device"),
     "chunk's stripe length": (item(CHUNK, CHUNK_ITEM, 16, "Q", 4096), "chunk at .* is damaged"),
+    "chunk's sectors": (item(CHUNK, CHUNK_ITEM, 40, "I", 0), "chunk at .* is damaged"),
     "chunk type": (item(CHUNK, CHUNK_ITEM, 24, "Q", 1 << 40), "chunk type .* is not known"),
     "chunk of all types": (item(CHUNK, CHUNK_ITEM, 24, "Q", 7), "chunk at .* is damaged"),
     "chunk of two profiles": (item(CHUNK, CHUNK_ITEM, 24, "Q", 1 << 1 | 3 << 4), "not known"),
@@ -203,6 +210,11 @@ DAMAGE = {
     ),
     "no device item": (without(CHUNK, DEV_ITEM), "none of the file system's"),
     "device of another": (item(CHUNK, DEV_ITEM, 66, "16s", b"y" * 16), "none of the file system"),
+    "extent moved": (key(EXTENT, 3, "Q", 5251072), "free space tree contradict"),
+    "free space cut": (key(FREE, 2, "QBQ", 1056768, 199, 4096), "free space tree contradict"),
+    "free space beyond all": (key(FREE, 8, "QBQ", HUGE, 199, 4096), "free space is out of place"),
+    "free space not known": (key(FREE, 8, "QB", 8 * MIB, 201), "free space tree is damaged"),
+    "free space without bits": (key(FREE, 8, "QB", 8 * MIB, 200), "free space tree is damaged"),
     "device's size": (item(CHUNK, DEV_ITEM, 8, "Q", 1 << 40), "larger than its volume"),
     "small device": (item(CHUNK, DEV_ITEM, 8, "Q", 2 * MIB), "past the device's end"),
     "device extent": (item(DEV, DEV_EXTENT, 24, "Q", 4096), "extent that is in no chunk"),

@@ -6,14 +6,16 @@
     tree.py         any tree                  -> leaves in order, each block proven
     roots.py        chunk, root, device tree  -> chunks, where trees begin; do devices agree?
     extent_tree.py  extents, block groups     -> logical addresses in use
+    free_space.py   free space tree           -> does it say the same?
     log.py          log trees                 -> what was synced but not committed
 
-**Why this is a proof.** A commit leaves one consistent state that the superblock names, and from
-the extent tree of that state the system itself takes what it may overwrite. What an fsync added
-since is in the log. So nothing outside of both can be reached by a mount, a check or a scrub. The
-reader believes the extent tree only if every block on the way to every leaf is valid, each block
-group has as many bytes in use as its extents add up to, the device tree has the chunks that the
-chunk tree has, and the first block of every tree is in use.
+**Why this is a proof.** A commit leaves one consistent state that the superblock names, and by the
+extent tree of that state the system itself knows what it may overwrite. What an fsync added since
+is in the log. So nothing outside of both can be reached by a mount, a check or a scrub. The reader
+believes the extent tree only if every block on the way to every leaf is valid, the free space tree
+(if there is one) calls free exactly what it does not have, each block group has as many bytes in
+use as its extents add up to, the device tree has the chunks that the chunk tree has, and the first
+block of every tree is in use.
 
 **Several devices.** Chunks say which of a logical address's copies are on this device, so each
 device is right on its own. Where a tree has blocks on other devices only, all chunks of this device
@@ -25,6 +27,7 @@ on other devices, the device is stored whole.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import chain
 
 from imager.errors import NotUnderstoodError
@@ -32,9 +35,11 @@ from imager.extents import Extents
 from imager.filesystems import Allocation, Volume
 from imager.filesystems.btrfs.chunks import Mapping, parse_sys_chunk_array
 from imager.filesystems.btrfs.extent_tree import read_extents
+from imager.filesystems.btrfs.free_space import check_free_space
 from imager.filesystems.btrfs.log import read_log
 from imager.filesystems.btrfs.roots import (
     DEV_TREE,
+    FREE_SPACE_TREE,
     check_dev_extents,
     read_chunk_tree,
     read_root_tree,
@@ -42,12 +47,14 @@ from imager.filesystems.btrfs.roots import (
 from imager.filesystems.btrfs.superblock import (
     MIRRORS,
     SUPERBLOCK_SIZE,
+    CompatRo,
     Superblock,
     read_superblock,
 )
 from imager.filesystems.btrfs.tree import OtherDeviceError, Trees
 
 _BOOT_AREA = 1 << 20
+_FREE_SPACE = CompatRo.FREE_SPACE_TREE | CompatRo.FREE_SPACE_TREE_VALID
 
 
 def read_allocation(volume: Volume) -> Allocation:
@@ -81,6 +88,10 @@ def _read_logical(trees: Trees, superblock: Superblock, notes: list[str]) -> Ext
     roots = read_root_tree(trees, superblock)
     check_dev_extents(trees, roots.find(DEV_TREE), superblock.dev_item.devid)
     logical = read_extents(trees, superblock, roots)
+    if superblock.compat_ro & _FREE_SPACE == _FREE_SPACE:
+        with suppress(OtherDeviceError):  # then it is not needed: all of the extent tree is here
+            tree = roots.find(FREE_SPACE_TREE)
+            check_free_space(trees, tree, superblock.sectorsize, logical)
     nodesize = superblock.nodesize
     for bytenr in chain(trees.visited, roots.addresses):
         if not logical.covers(bytenr, bytenr + nodesize):

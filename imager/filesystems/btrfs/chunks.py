@@ -177,7 +177,8 @@ def parse_chunk(start: int, data: bytes, superblock: Superblock) -> Chunk:
     """The chunk at a logical address; NotUnderstoodError unless all of `data` is one."""
     if len(data) < _CHUNK.size:
         raise NotUnderstoodError("a chunk item is cut short")
-    length, _, stripe_len, kind, _, _, sector, count, sub_stripes = _CHUNK.unpack_from(data)
+    length, _, stripe_len, kind, _, _, sector_size, count, sub_stripes = _CHUNK.unpack_from(data)
+    sector = superblock.sectorsize
     profile = _PROFILES.get(kind & ~_TYPES)
     if profile is None:
         raise NotUnderstoodError(f"chunk type {kind:#x} is not known")
@@ -192,7 +193,7 @@ def parse_chunk(start: int, data: bytes, superblock: Superblock) -> Chunk:
         mixed or types in (_DATA, SYSTEM, _METADATA),
         profile.copies != 2 or sub_stripes == 2,
         stripe_len == STRIPE_LEN,
-        sector == superblock.sectorsize,
+        sector_size == sector,
         length > 0 and start % sector == length % sector == 0,
         start + length < 1 << 63,
         length % (width * STRIPE_LEN) == 0 or width == 1,

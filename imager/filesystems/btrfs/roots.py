@@ -22,7 +22,8 @@ from imager.filesystems.btrfs.chunks import (
 from imager.filesystems.btrfs.superblock import MAX_LEVEL, DevItem, Superblock
 from imager.filesystems.btrfs.tree import Root, Trees
 
-ROOT_TREE, EXTENT_TREE, CHUNK_TREE, DEV_TREE, BLOCK_GROUP_TREE = 1, 2, 3, 4, 11
+ROOT_TREE, EXTENT_TREE, CHUNK_TREE, DEV_TREE = 1, 2, 3, 4
+FREE_SPACE_TREE, BLOCK_GROUP_TREE = 10, 11
 
 ROOT_ITEM = 132
 _DEV_EXTENT, _DEV_ITEM = 204, 216
