@@ -271,9 +271,14 @@ def kept_only(image: Path, target: Path) -> Path:
 
 
 def contents(files: Sequence[Path], place: Path, *options: str, scrub: bool = True) -> Tree:
-    """All files of a file system that passes its check, and a scrub of each checksum."""
+    """All files of a file system that passes its check, and a scrub of each checksum.
+
+    The check looks for further devices on the whole machine, and any other's may be in its way: it is
+    left out where there are several.
+    """
     with attached(*files) as loops:
-        run("btrfs", "check", "--readonly", loops[0])
+        if len(loops) == 1:
+            run("btrfs", "check", "--readonly", loops[0])
         with mounted_btrfs(loops, place, *options) as at:
             found = tree_of(at)
             if scrub:

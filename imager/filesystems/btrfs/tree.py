@@ -36,38 +36,28 @@ Key = tuple[int, int, int]
 """Objectid, type, offset."""
 _BEYOND_ALL_KEYS: Key = (1 << 64, 0, 0)
 
+Item = tuple[int, int, int, int, int]
+"""btrfs_item: objectid, type, offset, then where the data is in the leaf, and its bytes."""
+DATA_START = _HEADER.size
+"""Where the place of an item's data counts from."""
+
 
 class OtherDeviceError(NotUnderstoodError):
     """A tree block has no copy on this device of several."""
 
 
-class Item(NamedTuple):
-    """btrfs_item: a key and where its data is in the leaf. (Walks give plain tuples.)"""
-
-    objectid: int
-    type: int
-    offset: int
-    place: int
-    size: int
-
-
 class Leaf(NamedTuple):
     """A leaf's items and all its bytes."""
 
-    items: Sequence[tuple[int, int, int, int, int]]
-    """As `Item`, in order of keys."""
+    items: Sequence[Item]
     block: bytes
 
     def of_type(self, kind: int) -> Iterator[tuple[int, int, bytes]]:
         """(objectid, offset, data) of the items of this type."""
         for objectid, found, offset, place, size in self.items:
             if found == kind:
-                start = _HEADER.size + place
+                start = DATA_START + place
                 yield objectid, offset, self.block[start : start + size]
-
-
-DATA_START = _HEADER.size
-"""Where the place of an item's data counts from."""
 
 
 class Root(NamedTuple):
@@ -207,7 +197,7 @@ class Trees:
         )
 
 
-def _items(block: bytes) -> list[tuple[int, int, int, int, int]]:
+def _items(block: bytes) -> list[Item]:
     """A leaf's items; NotUnderstoodError unless keys increase and data is packed as it must be.
 
     Each item's data ends where that of the one before begins. So where two keys are the same the
@@ -215,7 +205,7 @@ def _items(block: bytes) -> list[tuple[int, int, int, int, int]]:
     """
     count = _count(block, _ITEM.size)
     end = DATA_START + count * _ITEM.size
-    items: list[tuple[int, int, int, int, int]] = list(_ITEM.iter_unpack(block[DATA_START:end]))
+    items: list[Item] = list(_ITEM.iter_unpack(block[DATA_START:end]))
     if items:
         _, _, _, places, sizes = zip(*items, strict=True)
         packed = [len(block) - DATA_START, *places[:-1]]
