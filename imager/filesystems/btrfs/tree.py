@@ -173,14 +173,14 @@ class Trees:
     def _read_again(self, pointer: _Pointer, owner: int, level: int, copies: list[int]) -> bytes:
         """Any valid copy, one by one."""
         failure: Exception = _damaged(pointer)
-        for place in copies:
+        for bad, place in enumerate(copies):
             try:
                 block = self._volume.read(place, self._superblock.nodesize)
             except ReadFailedError as error:
                 failure = error
                 continue
             if self._is_valid(block, pointer, owner, level):
-                self.bad_copies += 1
+                self.bad_copies += bad
                 return block
         raise failure
 
