@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from struct import pack
 
 import pytest
 
@@ -99,6 +100,19 @@ def tree_block_freed(editor: Editor) -> None:
 
 def chunk_of_many_stripes(editor: Editor) -> None:
     editor.change(editor.places[CHUNK][0], CHUNK_ITEM, 44, "H", 65535)
+
+
+def striped_over_itself(editor: Editor) -> None:
+    """A RAID0 of one device: each stripe would cost a walk through all extents."""
+    place = editor.places[CHUNK][0]
+    items = editor.items(place)
+    found, data = items[-1]
+    length = 10 * 128 << 10
+    stripe = data[48:56], data[64:80]
+    head = pack("<QQQQ", length, 2, 64 << 10, 1 | 1 << 2 | 1 << 3) + data[32:44]
+    stripes = (stripe[0] + pack("<Q", (12 + n) * MIB) + stripe[1] for n in range(10))
+    items[-1] = (found, head + pack("<HH", 10, 1) + b"".join(stripes))
+    editor.put_items(place, items)
 
 
 def second_chunk_over_first(editor: Editor) -> None:
@@ -202,6 +216,7 @@ DAMAGE = {
     "chunk of all types": (item(CHUNK, CHUNK_ITEM, 24, "Q", 7), "chunk at .* is damaged"),
     "chunk of two profiles": (item(CHUNK, CHUNK_ITEM, 24, "Q", 1 << 1 | 3 << 4), "not known"),
     "chunk of many stripes": (chunk_of_many_stripes, "chunk at .* is damaged"),
+    "chunk here twice": (striped_over_itself, "on the device more than once"),
     "chunk past the end": (item(CHUNK, CHUNK_ITEM, 56, "Q", 1 << 40), "past the device's end"),
     "chunk's device": (item(CHUNK, CHUNK_ITEM, 48, "Q", 2), "none of the file system's"),
     "chunk left out": (

@@ -32,6 +32,7 @@ CHUNK_OBJECTID = 256
 SYSTEM = 1 << 1
 _DATA, _METADATA = 1 << 0, 1 << 2
 _TYPES = _DATA | SYSTEM | _METADATA
+_DUP = 1 << 5
 
 _CHUNK = Struct("<QQQQIIIHH")
 _STRIPE = Struct("<QQ16s")
@@ -54,7 +55,7 @@ _PROFILES = {
     0: _Profile(range(1, 2), 1),  # single
     1 << 3: _Profile(range(1, _MANY), 1),  # RAID0
     1 << 4: _Profile(range(2, 3), 0),  # RAID1
-    1 << 5: _Profile(range(2, 3), 0),  # DUP
+    _DUP: _Profile(range(2, 3), 0),
     1 << 6: _Profile(range(2, _MANY, 2), 2),  # RAID10
     1 << 7: _Profile(range(2, _MANY), 1, 1),  # RAID5
     1 << 8: _Profile(range(3, _MANY), 1, 2),  # RAID6
@@ -130,6 +131,8 @@ class Mapping:
                         raise NotUnderstoodError("a chunk is on another device of the same number")
                     placed = _Placed(stripe.offset, chunk, index // chunk.copies)
                     self._placed.setdefault(chunk.start, []).append(placed)
+            if len(self._placed.get(chunk.start, ())) > 1 and not chunk.type & _DUP:
+                raise NotUnderstoodError("a chunk is on the device more than once")
         ranges = [(place.offset, place.offset + place.chunk.stripe_size) for place in self.placed()]
         self.stripes = Extents.of(ranges)
         if self.stripes.total != sum(end - start for start, end in ranges):
