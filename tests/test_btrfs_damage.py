@@ -381,6 +381,13 @@ def test_damaged_log(tmp_path: Path) -> None:
     editor.put_items(tree, cut)
     with pytest.raises(NotUnderstoodError, match="has a wrong size"):
         editor.read()
+    unknown = [
+        ((a, 109, c), data) if b == EXTENT_DATA else ((a, b, c), data)
+        for (a, b, c), data in before[tree]
+    ]
+    editor.put_items(tree, unknown)
+    with pytest.raises(NotUnderstoodError, match="unknown items"):
+        editor.read()
     editor.put_items(tree, before[tree])
     editor.put_items(root, [((5, 132, 5), data) for _, data in before[root]])
     with pytest.raises(NotUnderstoodError, match="unknown tree"):

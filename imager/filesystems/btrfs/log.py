@@ -20,6 +20,8 @@ from imager.filesystems.btrfs.tree import Root, Trees
 
 _LOG_TREE = (1 << 64) - 6
 _EXTENT_DATA = 108
+_KNOWN_ITEMS = frozenset((1, 12, 13, 24, 36, 37, 60, 72, 84, 96, _EXTENT_DATA, 128))
+"""Of inodes, names, attributes, verity, logged parts of directories; file extents; checksums."""
 
 _FILE_EXTENT = Struct("<QQBBHBQQQQ")
 _INLINE, _REGULAR, _PREALLOCATED = 0, 1, 2
@@ -36,6 +38,8 @@ def read_log(trees: Trees, superblock: Superblock) -> Extents:
     before = len(trees.visited)
     for root in _read_roots(trees, superblock):
         for leaf in trees.leaves(root):
+            if any(item[1] not in _KNOWN_ITEMS for item in leaf.items):
+                raise NotUnderstoodError("the log has unknown items")
             for _, _, data in leaf.of_type(_EXTENT_DATA):
                 found = _file_extent(data, superblock)
                 if found is not None:
@@ -70,9 +74,9 @@ def _read_roots(trees: Trees, superblock: Superblock) -> list[Root]:
     root = Root(_LOG_TREE, superblock.log_root, generation, superblock.log_root_level)
     found: list[Root] = []
     for leaf in trees.leaves(root):
-        for objectid, _, data in leaf.of_type(ROOT_ITEM):
-            if objectid != _LOG_TREE:
-                raise NotUnderstoodError("the log has an unknown tree")
+        if any(item[:2] != (_LOG_TREE, ROOT_ITEM) for item in leaf.items):
+            raise NotUnderstoodError("the log has an unknown tree")
+        for _, _, data in leaf.of_type(ROOT_ITEM):
             item = RootItem.parse(data)
             found.append(Root(_LOG_TREE, item.bytenr, item.generation, item.level))
     return found
