@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from imager.capture import CaptureOptions, capture
 from imager.check import check
 from imager.extents import Extents
 from imager.live.tracing import Recorder
+from tests.command import imager
 from tests.live_disk import (
     LiveDisk,
     by_zstd,
@@ -48,6 +50,9 @@ def test_image_is_the_frozen_disk(kinds: tuple[str, ...], tmp_path: Path) -> Non
     facts = manifest(image)
     assert datetime.datetime.fromisoformat(str(facts["instant"])).tzinfo is not None
     assert isinstance(facts["pause"], float) and facts["pause"] > 0
+    volumes = json.loads(imager("info", "--json", image).out)["head"]["layout"]["volumes"]
+    by_map = {volume["kind"] for volume in volumes if volume["stored"] == "used"}
+    assert by_map == {kind for kind in kinds if kind in ("btrfs", "ext4")}
 
 
 def test_without_tracking_the_same_comparison_fails(

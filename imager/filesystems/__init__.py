@@ -44,6 +44,7 @@ class Allocation:
 
 
 _READERS: dict[str, str] = {
+    "btrfs": "imager.filesystems.btrfs",
     "exfat": "imager.filesystems.exfat",
     "ext2": "imager.filesystems.ext",
     "ext3": "imager.filesystems.ext",
