@@ -10,14 +10,14 @@ from crc32c import crc32c
 _SIZE = 4
 
 
-def checksum(data: bytes, at: int) -> bytes:
+def checksum(data: bytes | bytearray, at: int) -> bytes:
     """The four bytes that belong at `at` in `data`."""
     crc: int = crc32c(data[:at])
     crc = crc32c(data[at + _SIZE :], crc32c(bytes(_SIZE), crc))
     return crc.to_bytes(_SIZE, "little")
 
 
-def is_intact(data: bytes, at: int) -> bool:
+def is_intact(data: bytes | bytearray, at: int) -> bool:
     """Whether the checksum that is stored at `at` is that of `data`."""
     return checksum(data, at) == data[at : at + _SIZE]
 

@@ -14,6 +14,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from imager.errors import NotUnderstoodError
@@ -206,15 +207,11 @@ def read_free(volume: Volume, layout: Layout, group: Group) -> tuple[array[int],
     by_size, more = Tree.by_size(volume, layout, group).read()
     if sorted(by_size) != free.tolist():
         raise NotUnderstoodError(f"free-space trees of group {group.number} disagree")
-    sizes = [(record & _SIZE) << 32 | record >> 32 for record in by_size]
-    ends = [(record >> 32) + (record & _SIZE) for record in free]
-    if (
-        any(a >= b for a, b in zip(sizes, sizes[1:], strict=False))
-        or any(end > record >> 32 for end, record in zip(ends, free[1:], strict=False))
-        or (sizes and sizes[0] >> 32 == 0)
-        or (free and free[0] >> 32 < layout.header_blocks)
-        or (ends and ends[-1] > group.length)
-    ):
+    ranges = [(record >> 32, (record >> 32) + (record & _SIZE)) for record in free]
+    bounds = [layout.header_blocks, *(bound for pair in ranges for bound in pair), group.length]
+    sizes = [(record & _SIZE, record >> 32) for record in by_size]
+    in_order = all(a <= b for a, b in pairwise(bounds)) and all(a < b for a, b in pairwise(sizes))
+    if not in_order or (sizes and not sizes[0][0]):
         raise NotUnderstoodError(f"free-space trees of group {group.number} make no sense")
     if sum(record & _SIZE for record in free) != group.free_blocks:
         raise NotUnderstoodError(f"free-space trees of group {group.number} are not up to date")
