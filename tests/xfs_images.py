@@ -32,7 +32,7 @@ def make(path: Path, size: int, *options: str) -> Path:
 
 def make_small(path: Path, *options: str) -> Path:
     """A file system of a few MiB in use, with two groups, made within a tenth of a second."""
-    return make(path, 2 * SMALL, "-d", "agcount=2", "-l", "size=4m", *options)
+    return make(path, 2 * SMALL, "-d", "agcount=2", "-l", "size=8m,agnum=0", *options)
 
 
 def copy(image: Path, name: str) -> Path:
@@ -81,9 +81,7 @@ def punch(file: Path, start: int, size: int) -> None:
 def punch_holes(descriptor: int, starts: list[int] | range, size: int) -> None:
     """Free `size` bytes at each of these offsets of an open file."""
     for start in starts:
-        done = _libc.fallocate(
-            descriptor, _PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(size)
-        )
+        done = _libc.fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(size))
         assert done == 0, os.strerror(ctypes.get_errno())
 
 
@@ -185,6 +183,27 @@ def spoil(image: Path, allocation: Allocation) -> None:
 
 def is_consistent(image: Path) -> bool:
     """Whether xfs_repair finds nothing to repair."""
-    return subprocess.run(
-        ["xfs_repair", "-n", "-o", "force_geometry", image], capture_output=True, check=False
-    ).returncode == 0
+    return (
+        subprocess.run(
+            ["xfs_repair", "-n", "-o", "force_geometry", image], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+
+
+def make_v4(folder: Path, *options: str, files: int = 300) -> Path:
+    """A file system of version 4, which many kernels no longer mount, with scattered free blocks.
+
+    mkfs copies small files into it; every second one is then broken and xfs_repair frees its blocks.
+    """
+    (folder / "one").write_bytes(b"x" * 5000)
+    rows = [f"f{number} ---644 0 0 {folder / 'one'}" for number in range(files)]
+    proto = folder / "proto"
+    proto.write_text("\n".join(["/dev/null", "0 0", "d--755 0 0", *rows, "$"]) + "\n")
+    image = make_small(folder / "image", "-m", "crc=0", "-p", str(proto), *options)
+    listed = xfs_db(image, "path /", "ls")
+    inodes = re.findall(r"^\d+ +(\d+) +regular", listed, re.MULTILINE)[::2]
+    words = [w for number in inodes for w in ("-c", f"inode {number}", "-c", "write core.mode 0")]
+    run("xfs_db", "-x", *words, image)
+    run("xfs_repair", "-o", "force_geometry", image)
+    return image
