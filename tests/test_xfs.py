@@ -93,7 +93,7 @@ def test_version_4(name: str, tmp_path: Path) -> None:
 def test_trees_of_three_levels(tmp_path: Path) -> None:
     image = make(tmp_path / "image", 64 * MIB, "-b", "size=1024", "-d", "agcount=1")
     with mounted(image) as place:
-        fragment(place, 32 * MIB, 2048, 1024)
+        fragment(place / "holes", 32 * MIB, 2048, 1024)
     levels = xfs_db(image, "agf 0", "p bnolevel cntlevel")
     assert levels.split() == ["bnolevel", "=", "3", "cntlevel", "=", "3"]
     allocation = allocated(image).allocated
@@ -166,7 +166,7 @@ def test_two_tebibytes(tmp_path: Path) -> None:
         for number in range(20):  # one folder after the other is put into another group
             (place / f"folder{number}").mkdir()
             write_files(place / f"folder{number}", 2, number, 20_000)
-        fragment(place, 16 * MIB, 8192)
+        fragment(place / "holes", 16 * MIB, 8192)
     allocation = allocated(image)
     assert allocation.size == 2 << 40
     assert allocation.allocated == allocated_by_xfs_db(image)

@@ -69,7 +69,7 @@ def churn(place: Path, seed: int, rounds: int) -> None:
                 if rng.random() < 0.5:
                     file.unlink()
         elif what < 0.8:
-            fragment(place, rng.randrange(1, 6) * MIB, 8192)
+            fragment(place / "holes", rng.randrange(1, 6) * MIB, 8192)
         elif what < 0.9:
             for file in files[:3]:
                 run("cp", "--reflink=auto", file, f"{file}-copy")
@@ -95,6 +95,8 @@ def test_after_a_crash(name: str, tmp_path: Path) -> None:
     seed = sorted(CRASHES).index(name)
     with mounted(image, *options.split()) as place:
         churn(place, seed, 12)
+        sync(place)
+        write_files(place, 20, 99)
         crash(place, flush=seed % 2 == 0)
     assert require_all_kept(image).notes == NOTE
 
@@ -112,7 +114,7 @@ def test_after_a_crash_with_a_log_that_went_round(tmp_path: Path) -> None:
             for file in write_files(place, 100, number % 2, 1500):
                 os.setxattr(file, "user.filler", b"v" * 1500)
             if number % 3 == 2:
-                fragment(place, 2 * MIB, 8192)
+                fragment(place / "holes", 2 * MIB, 8192)
             sync(place)
             if number > 5 and goes_round():
                 break

@@ -69,27 +69,15 @@ def write_files(folder: Path, count: int, seed: int, most: int = 200_000) -> lis
     return files
 
 
-def punch(file: Path, start: int, size: int) -> None:
-    """Free a range of a file's blocks."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        punch_holes(descriptor, [start], size)
-    finally:
-        os.close(descriptor)
-
-
-def punch_holes(descriptor: int, starts: list[int] | range, size: int) -> None:
-    """Free `size` bytes at each of these offsets of an open file."""
-    for start in starts:
-        done = _libc.fallocate(descriptor, _PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(size))
-        assert done == 0, os.strerror(ctypes.get_errno())
-
-
-def fragment(place: Path, size: int, step: int, hole: int = 4096) -> None:
-    """A file of `size` bytes, never written, of which `hole` bytes are freed every `step`."""
-    with (place / "holes").open("wb") as file:
+def fragment(path: Path, size: int, step: int, hole: int = 4096) -> None:
+    """A new file of `size` bytes, never written, of which `hole` bytes are freed every `step`."""
+    with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
-        punch_holes(file.fileno(), range(0, size, step), hole)
+        for at in range(0, size, step):
+            done = _libc.fallocate(
+                file.fileno(), _PUNCH_HOLE, ctypes.c_int64(at), ctypes.c_int64(hole)
+            )
+            assert done == 0, os.strerror(ctypes.get_errno())
 
 
 def fill(place: Path, files: int = 40) -> None:
@@ -105,7 +93,7 @@ def fill(place: Path, files: int = 40) -> None:
     os.setxattr(place / "sparse", "user.large", b"v" * 9000)
     for file in written[::3]:
         file.unlink()
-    fragment(place, 4 * MIB, 8192)
+    fragment(place / "holes", 4 * MIB, 8192)
 
 
 def contents(place: Path) -> dict[str, bytes]:

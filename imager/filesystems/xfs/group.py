@@ -99,9 +99,9 @@ def read_group(volume: Volume, layout: Layout, number: int) -> Group:
         and agf.agf_seqno == number
         and agf.agf_length == length
         and (agf.agf_uuid == layout.meta_uuid or not layout.checksums)
-        and first <= min(agf.agf_bno_root, agf.agf_cnt_root)
+        and min(agf.agf_bno_root, agf.agf_cnt_root) >= first
         and max(agf.agf_bno_root, agf.agf_cnt_root) < length
-        and 1 <= min(agf.agf_bno_level, agf.agf_cnt_level)
+        and min(agf.agf_bno_level, agf.agf_cnt_level) >= 1
         and max(agf.agf_bno_level, agf.agf_cnt_level) <= _MAX_LEVELS
     ):
         raise NotUnderstoodError(f"header of group {number} makes no sense")

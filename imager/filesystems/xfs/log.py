@@ -4,15 +4,15 @@
                                 ^ head: what is written next overwrites the oldest
 
 Each time round the ring has a cycle number, which every sector carries in its first word (a record's
-header has its magic there, and the number behind it). Several records can be under way at once, so
-that after a crash there may be holes before the head: the first sector of the last cycle but one is
-the head. XFS Filesystem Structure, "Journaling Log"; the search is to end where mounting's does
-(xlog_find_head in the kernel's fs/xfs/xfs_log_recover.c).
+header has its magic there, and the number behind it). XFS Filesystem Structure, "Journaling Log".
+Several records can be under way at once; where a crash left a gap between them, mounting passes over
+what follows the gap (xlog_find_head in the kernel's fs/xfs/xfs_log_recover.c). Here a gap is a doubt.
 """
 
 from __future__ import annotations
 
-import struct
+import sys
+from array import array
 
 from imager.errors import NotUnderstoodError
 from imager.filesystems import Volume
@@ -24,7 +24,7 @@ MAX_RECORD = (256 << 10) // SECTOR
 """Sectors of a record."""
 
 _IN_FLIGHT = 8 * MAX_RECORD  # sectors that may be written at once
-_FIRST_WORDS = struct.Struct(">II504x")
+_WORD = 4
 
 
 class Log:
@@ -46,43 +46,38 @@ class Log:
             data += self._volume.read(self._start, (count - before_end) * SECTOR)
         return data
 
-    def cycles(self, first: int, count: int) -> list[int]:
+    def cycles(self, first: int, count: int) -> array[int]:
         """The cycle numbers of `count` sectors."""
-        return [
-            second if word == RECORD_MAGIC else word
-            for word, second in _FIRST_WORDS.iter_unpack(self.read(first, count))
-        ]
+        data = self.read(first, count)
+        cycles = _words(data)
+        for sector in _all_of(cycles, RECORD_MAGIC):
+            cycles[sector] = int.from_bytes(data[sector * SECTOR + 4 :][:4], "big")
+        return cycles
 
     def find_head(self) -> int:
-        """The sector behind the newest one that was written without a hole before it.
+        """The sector behind the newest one; `size` where all sectors are of one cycle.
 
-        It may be in the middle of a record; `size` where all sectors are of one cycle.
+        Raises NotUnderstoodError where sectors of two cycles are mixed: a write was not whole, or
+        they are damaged, and what follows them might count.
         """
-        first, last = self.cycles(0, 1)[0], self.cycles(self.size - 1, 1)[0]
-        if first == 0 or (last == 0 and first != 1):
-            raise NotUnderstoodError("its log was never written")
-        if last == 0:  # not yet once round: nothing is older
-            head = self._first_of(0)
-            return self._hole(max(head - _IN_FLIGHT, 0), head, 0) or head
-        if first == last:
-            head, older = self.size, last - 1
-        else:
-            head, older = self._first_of(last), last
-        scanned = min(_IN_FLIGHT, self.size)
-        if head >= scanned:
-            return self._hole(head - scanned, head, older) or head
-        # The hole may be at the ring's end, where sectors are one cycle older.
-        hole = self._hole(self.size - (scanned - head), self.size, older - 1)
-        return hole or self._hole(0, head, older) or head
+        newest, oldest = self.cycles(0, 1)[0], self.cycles(self.size - 1, 1)[0]
+        if newest == 0 or newest - oldest not in (0, 1):
+            raise NotUnderstoodError("its log is damaged, or was never written")
+        head = self.size if newest == oldest else self._first_of(oldest)
+        reach = min(_IN_FLIGHT, self.size // 2)
+        for start in (head - reach, head):
+            for index, cycle in enumerate(self.cycles(start, reach), start):
+                if cycle != (newest if index % self.size < head else oldest):
+                    raise NotUnderstoodError("its log has a gap")
+        return head
 
     def last_record(self, head: int) -> int:
         """The sector of the last record's header before `head`, as a number below it (or below 0)."""
         reach = min(MAX_RECORD, self.size)
-        words = [word for word, _ in _FIRST_WORDS.iter_unpack(self.read(head - reach, reach))]
-        for back in range(1, reach + 1):
-            if words[-back] == RECORD_MAGIC:
-                return head - back
-        raise NotUnderstoodError("its log is damaged")
+        headers = _all_of(_words(self.read(head - reach, reach)), RECORD_MAGIC)
+        if not headers:
+            raise NotUnderstoodError("its log is damaged")
+        return head - reach + headers[-1]
 
     def _first_of(self, cycle: int) -> int:
         """The first sector of `cycle`, which the last one has and the first one has not."""
@@ -95,7 +90,18 @@ class Log:
                 other = middle
         return found
 
-    def _hole(self, start: int, end: int, cycle: int) -> int | None:
-        """The first sector of [start, end) that is of `cycle`; the ring's first never counts."""
-        cycles = self.cycles(start, end - start) if start < end else []
-        return start + cycles.index(cycle) if cycle in cycles else None
+
+def _words(data: bytes) -> array[int]:
+    """The first word of each sector."""
+    gathered = bytearray(len(data) // SECTOR * _WORD)
+    for byte in range(_WORD):
+        gathered[byte::_WORD] = data[byte::SECTOR]
+    words = array("I", bytes(gathered))
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words
+
+
+def _all_of(words: array[int], value: int) -> list[int]:
+    """Where `value` is."""
+    return [index for index, word in enumerate(words) if word == value]

@@ -67,6 +67,7 @@ class RecordHeader(NamedTuple):
 
 _HEADER = struct.Struct(">IIIIQQ4x4xI256xI16sI")
 _CHECKSUM = struct.Struct("<I")
+_CYCLE = struct.Struct(">I")
 
 
 def read_header(log: Log, layout: Layout, at: int) -> RecordHeader:
@@ -100,9 +101,29 @@ def read_record(log: Log, layout: Layout, at: int, header: RecordHeader) -> byte
 
     NotUnderstoodError for a wrong checksum. In version 4, older kernels have written none.
     """
+    return _body(layout, header, log.read(at, header.sectors))
+
+
+def was_cut_off(log: Log, layout: Layout, at: int, header: RecordHeader, head: int) -> bool:
+    """Whether a record that reaches beyond the head was not written to its end.
+
+    The other possibility is that the cycle number behind the head is damaged.
+    """
+    data = bytearray(log.read(at, header.sectors))
+    for sector in range(head, at + header.sectors):
+        cycle = header.h_cycle + (sector % log.size < at % log.size)
+        _CYCLE.pack_into(data, (sector - at) * SECTOR, cycle)
+    try:
+        _body(layout, header, bytes(data))
+    except NotUnderstoodError:
+        return True
+    return not header.h_crc
+
+
+def _body(layout: Layout, header: RecordHeader, data: bytes) -> bytes:
+    """What a record holds, with the words of its sectors in their places."""
     if not header.describes_all:
         raise NotUnderstoodError("its log is damaged")
-    data = log.read(at, header.sectors)
     start = header.header_sectors * SECTOR
     body = bytearray(data[start : start + header.h_len])
     words = bytearray()

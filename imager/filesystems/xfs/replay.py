@@ -13,7 +13,13 @@ from imager.filesystems import Volume
 from imager.filesystems.xfs.layout import Layout
 from imager.filesystems.xfs.log import Log
 from imager.filesystems.xfs.pieces import Pieces, Replayed
-from imager.filesystems.xfs.record import RecordHeader, is_unmount, read_header, read_record
+from imager.filesystems.xfs.record import (
+    RecordHeader,
+    is_unmount,
+    read_header,
+    read_record,
+    was_cut_off,
+)
 from imager.filesystems.xfs.transactions import Transactions
 
 
@@ -54,12 +60,12 @@ def _last_record(log: Log, layout: Layout) -> tuple[int, RecordHeader]:
     head = log.find_head()
     at = log.last_record(head)
     header = read_header(log, layout, at)
-    if head - at != header.sectors:  # the crash came while it was written
+    if head - at < header.sectors and was_cut_off(log, layout, at, header, head):
         head = at
         at = log.last_record(head)
         header = read_header(log, layout, at)
-        if head - at != header.sectors:
-            raise NotUnderstoodError("its log is damaged")
+    if head - at != header.sectors:
+        raise NotUnderstoodError("its log is damaged")
     return at, header
 
 
