@@ -335,10 +335,10 @@ def fragmented_ntfs(volume: Path) -> Path:
 def fragmented_xfs(volume: Path) -> Path:
     """One block free of each 640: mkfs.xfs, and holes punched into files as large as the volume."""
     subprocess.run(["mkfs.xfs", "-q", "-l", "size=64m", volume], check=True, capture_output=True)
-    with LoopDevice(volume) as loop:
-        with mounted(loop.path, volume.with_suffix(".mounted"), fs_type="xfs") as place:
-            for number in range(8):
-                fragment(place / str(number), 240 << 30, 640 * 4096)
+    place = volume.with_suffix(".mounted")
+    with LoopDevice(volume) as loop, mounted(loop.path, place, fs_type="xfs"):
+        for number in range(8):
+            fragment(place / str(number), 240 << 30, 640 * 4096)
     return volume
 
 

@@ -49,9 +49,9 @@ class Log:
     def cycles(self, first: int, count: int) -> array[int]:
         """The cycle numbers of `count` sectors."""
         data = self.read(first, count)
-        cycles = _words(data)
+        cycles, seconds = _words(data, 0), _words(data, 1)
         for sector in _all_of(cycles, RECORD_MAGIC):
-            cycles[sector] = int.from_bytes(data[sector * SECTOR + 4 :][:4], "big")
+            cycles[sector] = seconds[sector]
         return cycles
 
     def find_head(self) -> int:
@@ -74,7 +74,7 @@ class Log:
     def last_record(self, head: int) -> int:
         """The sector of the last record's header before `head`, as a number below it (or below 0)."""
         reach = min(MAX_RECORD, self.size)
-        headers = _all_of(_words(self.read(head - reach, reach)), RECORD_MAGIC)
+        headers = _all_of(_words(self.read(head - reach, reach), 0), RECORD_MAGIC)
         if not headers:
             raise NotUnderstoodError("its log is damaged")
         return head - reach + headers[-1]
@@ -91,11 +91,11 @@ class Log:
         return found
 
 
-def _words(data: bytes) -> array[int]:
-    """The first word of each sector."""
+def _words(data: bytes, number: int) -> array[int]:
+    """The word with this number of each sector."""
     gathered = bytearray(len(data) // SECTOR * _WORD)
     for byte in range(_WORD):
-        gathered[byte::_WORD] = data[byte::SECTOR]
+        gathered[byte::_WORD] = data[number * _WORD + byte :: SECTOR]
     words = array("I", bytes(gathered))
     if sys.byteorder == "little":
         words.byteswap()
