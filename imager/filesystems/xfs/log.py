@@ -63,11 +63,13 @@ class Log:
         newest, oldest = self.cycles(0, 1)[0], self.cycles(self.size - 1, 1)[0]
         if newest == 0 or newest - oldest not in (0, 1):
             raise NotUnderstoodError("its log is damaged, or was never written")
-        head = self.size if newest == oldest else self._first_of(oldest)
+        head = self.size if newest == oldest else self._first_after(newest)
         reach = min(_IN_FLIGHT, self.size // 2)
         for start in (head - reach, head):
             for index, cycle in enumerate(self.cycles(start, reach), start):
-                if cycle != (newest if index % self.size < head else oldest):
+                # xfs_repair leaves zeros behind the only record of a log that it has emptied.
+                right = (newest,) if index % self.size < head else (oldest, 0)
+                if cycle not in right:
                     raise NotUnderstoodError("its log has a gap")
         return head
 
@@ -79,16 +81,16 @@ class Log:
             raise NotUnderstoodError("its log is damaged")
         return head - reach + headers[-1]
 
-    def _first_of(self, cycle: int) -> int:
-        """The first sector of `cycle`, which the last one has and the first one has not."""
-        other, found = 0, self.size - 1
-        while found - other > 1:
-            middle = (other + found) // 2
+    def _first_after(self, cycle: int) -> int:
+        """The first sector behind those of `cycle`, which the first one has and the last one has not."""
+        inside, behind = 0, self.size - 1
+        while behind - inside > 1:
+            middle = (inside + behind) // 2
             if self.cycles(middle, 1)[0] == cycle:
-                found = middle
+                inside = middle
             else:
-                other = middle
-        return found
+                behind = middle
+        return behind
 
 
 def _words(data: bytes, number: int) -> array[int]:
