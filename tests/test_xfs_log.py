@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,23 @@ class TestHandMadeLogs:
         made.write()
         made.checkpoint(0, 1)
         assert made.extra() == made.expected(EARLIER, *FAR)
+
+    def test_trees_that_have_moved(self, made: HandMade) -> None:
+        """Where they were there is something else, so that on disk nothing is known to be free."""
+        moved = (2000, 2001)
+        agf, *trees = made.take(*moved)
+        header = bytearray(agf.new)
+        struct.pack_into(">II", header, 16, *moved)
+        made.add(
+            agf._replace(new=bytes(header)),
+            *(made.moved(tree, block) for tree, block in zip(trees, moved, strict=True)),
+        )
+        made.write()
+        assert made.extra() == by_kernel(made) == made.expected(*moved)
+        made.patch(trees[0].start, bytes(made.layout.block_size))
+        assert by_kernel(made) - made.extra() == Extents()
+        length = made.layout.group_length(GROUP)
+        assert made.extra() == made.expected(*range(length)) - made.before
 
     def test_without_a_log(self, made: HandMade) -> None:
         assert made.extra() == Extents()

@@ -174,6 +174,14 @@ class HandMade:
         """The piece at `at` as the last transaction leaves it."""
         return self._now[at]
 
+    def moved(self, buffer: Buffer, block: int) -> Buffer:
+        """A tree's block as it is to be logged at another place."""
+        start = self._group + block * self.layout.block_size
+        content = bytearray(buffer.new)
+        if self.layout.checksums:
+            struct.pack_into(">Q", content, 16, start // SECTOR)
+        return Buffer(start, bytes(content), BTREE)
+
     def set_lsn(self, index: int, lsn: int) -> None:
         """Change which transaction a piece says that it was changed by, numbered as `checkpoint` does."""
         at, _ = self.places()[index]
