@@ -203,6 +203,7 @@ def test_growth_in_the_log(tmp_path: Path) -> None:
 FAR = (2000, 2001, 4000)
 EARLIER = 3000
 FORMATS = {"v5": "", "v5-1k": "-b size=1024", "v4": "-m crc=0", "v4-512": "-m crc=0 -b size=512"}
+"""Name to mkfs.xfs options."""
 SHAPES = {
     "plain": LogShape(),
     "small-records": LogShape(room=600),
@@ -312,6 +313,15 @@ def test_newer_block_is_not_set_back(tmp_path: Path) -> None:
     assert made.extra() == by_kernel(made) == made.expected(EARLIER, *FAR)
 
 
+def test_log_of_version_1(tmp_path: Path) -> None:
+    """Which only version 4 of the file system can have."""
+    made = HandMade(tmp_path, "-m", "crc=0", "-l", "version=1")
+    made.log(EARLIER)
+    made.log(*FAR)
+    made.write(LogShape(version=1, checksum=False))
+    assert made.extra() == made.expected(EARLIER, *FAR)
+
+
 def test_unknown_items(tmp_path: Path) -> None:
     made = HandMade(tmp_path)
     buffers = made.take(*FAR)
@@ -319,6 +329,14 @@ def test_unknown_items(tmp_path: Path) -> None:
     made.add_items([b"\x50\x12\x01\x00" + bytes(12)], item)
     made.write()
     with pytest.raises(NotUnderstoodError, match="items of the unknown kind 0x1250"):
+        made.extra()
+
+
+def test_more_transactions_than_can_be_under_way(tmp_path: Path) -> None:
+    made = HandMade(tmp_path)
+    made.begin(5000)
+    made.write()
+    with pytest.raises(NotUnderstoodError, match="too large transactions, or too many"):
         made.extra()
 
 

@@ -35,6 +35,20 @@ def make_small(path: Path, *options: str) -> Path:
     return make(path, 2 * SMALL, "-d", "agcount=2", "-l", "size=8m,agnum=0", *options)
 
 
+def small_volume(folder: Path, crashed: bool = False) -> Path:
+    """A file system as small as it can be, with some files, for fuzzing; with `crashed` its log is dirty."""
+    image = make(folder / "xfs", 16 * MIB, "-b", "size=1024")
+    with mounted(image) as place:
+        fragment(place / "holes", 2 * MIB, 8192)
+        for file in write_files(place, 12, 1, 20_000)[::2]:
+            sync(place)
+            file.unlink()
+        if crashed:
+            sync(place)
+            crash(place)
+    return image
+
+
 def copy(image: Path, name: str) -> Path:
     """A copy beside `image`, as sparse as can be."""
     target = image.with_name(name)

@@ -165,6 +165,10 @@ class HandMade:
         self._operations += made
         return made
 
+    def begin(self, count: int) -> None:
+        """Transactions that begin and do nothing else."""
+        self._operations += [Operation(0x10000 + number, START) for number in range(count)]
+
     def mix(self, first: list[Operation], second: list[Operation]) -> None:
         """Log only these two transactions, by turns; the second is committed first."""
         mixed = [operation for pair in zip(first, second, strict=True) for operation in pair]

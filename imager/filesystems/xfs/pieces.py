@@ -18,6 +18,7 @@ from imager.filesystems.xfs.layout import Layout
 from imager.filesystems.xfs.transactions import LoggedBuffer
 
 _MAX_BYTES = 1 << 26
+_BYTES_OF_NUMBER = 64  # in a set
 _MAGIC_SIZE = 4
 
 
@@ -92,6 +93,8 @@ class Pieces:
             return
         if not buffer.changes or buffer.start in self._others:
             return
+        if self._bytes + len(self._others) * _BYTES_OF_NUMBER > _MAX_BYTES:
+            raise NotUnderstoodError("its log changes too much")
         offset, first = buffer.changes[0]
         piece = self._pieces.get(buffer.start)
         if piece is None:
@@ -115,8 +118,6 @@ class Pieces:
         elif buffer.start not in self._pieces:
             self._pieces[buffer.start] = piece
             self._bytes += len(piece)
-            if self._bytes > _MAX_BYTES:
-                raise NotUnderstoodError("its log changes too much")
 
     def replayed(self) -> Replayed:
         """The volume with all pieces in their places, with the checksums that they get there."""

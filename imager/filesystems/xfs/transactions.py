@@ -39,6 +39,9 @@ _TYPE_SHIFT = 11
 _TYPES = frozenset((0, 4, 5, 6, 18))
 """Buffers that may matter: unknown (old kernels), B+tree, AGF, AGFL, superblock."""
 _MAX_PENDING = 1 << 26
+_MAX_OPEN = 4096
+_OVERHEAD = 256
+"""Bytes that an item takes in memory beside what was logged."""
 
 
 class Operation(NamedTuple):
@@ -144,6 +147,7 @@ class Transaction:
             self.size -= sum(map(len, regions))
         else:
             self.buffers.append(buffer)
+            self.size += _OVERHEAD
 
 
 class Transactions:
@@ -185,8 +189,9 @@ class Transactions:
                 del opened[tid]
             else:
                 raise _damaged()
-        if sum(transaction.size for transaction in opened.values()) > _MAX_PENDING:
-            raise NotUnderstoodError("its log has too large transactions")
+        pending = sum(transaction.size for transaction in opened.values())
+        if pending > _MAX_PENDING or len(opened) > _MAX_OPEN:
+            raise NotUnderstoodError("its log has too large transactions, or too many")
 
 
 def _buffer(regions: list[bytearray]) -> LoggedBuffer | None:
