@@ -44,15 +44,6 @@ _OVERHEAD = 256
 """Bytes that an item takes in memory beside what was logged."""
 
 
-class Operation(NamedTuple):
-    """struct xlog_op_header."""
-
-    oh_tid: int
-    oh_len: int
-    oh_clientid: int
-    oh_flags: int
-
-
 class BufferFormat(NamedTuple):
     """struct xfs_buf_log_format up to its bitmap."""
 
@@ -65,7 +56,9 @@ class BufferFormat(NamedTuple):
 
 
 _OPERATION = struct.Struct(">IIBB2x")
+"""struct xlog_op_header: oh_tid, oh_len, oh_clientid, oh_flags."""
 _ITEM = struct.Struct("<HH")
+"""What all items begin with: their type, and of how many regions they are."""
 _BUFFER_FORMAT = struct.Struct("<HHHHqI")
 
 
