@@ -29,6 +29,7 @@ from tests.bench_increments import increments
 from tests.bench_live import live
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
+from tests.xfs_images import fragment
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
@@ -283,7 +284,12 @@ def maps(folder: Path) -> None:
     """How long reading the allocation of a fragmented 2 TiB volume takes."""
     print("\n### Allocation maps of fragmented 2 TiB volumes\n")
     print("| file system | ranges | seconds | peak MiB of the process |\n|---|---|---|---|")
-    makers = {"btrfs": fragmented_btrfs, "ext4": fragmented_ext4, "ntfs": fragmented_ntfs}
+    makers = {
+        "btrfs": fragmented_btrfs,
+        "ext4": fragmented_ext4,
+        "ntfs": fragmented_ntfs,
+        "xfs": fragmented_xfs,
+    }
     for kind, make in makers.items():
         volume = make(sparse_file(folder / f"{kind}.raw", 2 << 40))
         code = (
@@ -347,6 +353,16 @@ def fragmented_ntfs(volume: Path) -> Path:
             bitmap[position] |= 1
         file.seek(offset)
         file.write(bitmap)
+    return volume
+
+
+def fragmented_xfs(volume: Path) -> Path:
+    """One block free of each 640: mkfs.xfs, and holes punched into files as large as the volume."""
+    subprocess.run(["mkfs.xfs", "-q", "-l", "size=64m", volume], check=True, capture_output=True)
+    place = volume.with_suffix(".mounted")
+    with LoopDevice(volume) as loop, mounted(loop.path, place, fs_type="xfs"):
+        for number in range(8):
+            fragment(place / str(number), 240 << 30, 640 * 4096)
     return volume
 
 

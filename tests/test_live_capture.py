@@ -14,6 +14,7 @@ from imager.check import check
 from imager.extents import Extents
 from imager.live.tracing import Recorder
 from tests.command import imager
+from tests.disks import MIB
 from tests.live_disk import (
     LiveDisk,
     by_zstd,
@@ -47,6 +48,9 @@ def test_image_is_the_frozen_disk(kinds: tuple[str, ...], tmp_path: Path) -> Non
         catch(live, image, frozen)
     assert check(image).verdict == "ok"
     require_same(live, by_zstd(image, tmp_path), frozen, image)
+    if "btrfs" not in kinds:  # what the freeze left was understood
+        unused = sum(end - start for start, end in unused_in(image))
+        assert unused > 150 * MIB * len(kinds)
     facts = manifest(image)
     assert datetime.datetime.fromisoformat(str(facts["instant"])).tzinfo is not None
     assert isinstance(facts["pause"], float) and facts["pause"] > 0

@@ -55,6 +55,7 @@ _READERS: dict[str, str] = {
     "swap": "imager.filesystems.swap",
     "swsuspend": "imager.filesystems.swap",
     "vfat": "imager.filesystems.fat",
+    "xfs": "imager.filesystems.xfs",
 }
 """The registry: blkid's name of a type to the module that reads it; imported only on use."""
 
