@@ -11,6 +11,8 @@ import pytest
 
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
+from imager.filesystems import read_allocation
+from tests.disks import scrubbed
 from tests.ext_images import (
     MIB,
     allocated,
@@ -21,11 +23,13 @@ from tests.ext_images import (
     digest,
     fill,
     make,
+    mounted,
     run,
     sync,
     write_files,
 )
-from tests.ext_logs import HandMade
+from tests.ext_logs import HandMade, journal_of
+from tests.volumes import BytesVolume
 
 CRASHES = {
     "ext3": ("-t ext3 -b 1024", ""),
@@ -110,21 +114,87 @@ def test_log_that_goes_round(tmp_path: Path) -> None:
     assert allocated(crashed).allocated == allocated_by_dumpe2fs(crashed) | recovered(crashed)
 
 
-def test_fast_commits_are_left_alone(tmp_path: Path) -> None:
-    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+@pytest.fixture(scope="module")
+def fast_commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A volume whose last changes are in fast commits only, and the files that were synced."""
+    folder = tmp_path_factory.mktemp("fast-commits")
+    image = make(folder / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+    fill(image, 10)
+    synced: dict[str, bytes] = {}
 
     def change(point: Path) -> None:
-        for file in write_files(point, 4, 30):
-            sync(file)
+        synced.clear()
+        old = next((point / "folder").iterdir())
+        os.truncate(old, 100)
+        sync(old)
+        for number in range(4):
+            folder = point / f"new{number}"
+            folder.mkdir(exist_ok=True)
+            for file in write_files(folder, 6, 30 + number):
+                sync(file)
+                synced[str(file.relative_to(point))] = file.read_bytes()
 
-    crashed = crash(
-        image,
-        "",
-        change,
-        lambda copied: "tag ADD_RANGE" in run("debugfs", "-R", "logdump", copied),
+    def good(copied: Path) -> bool:
+        return "tag ADD_RANGE" in run("debugfs", "-R", "logdump", copied)
+
+    return crash(image, "", change, good), synced
+
+
+def remounted(image: Path) -> Extents:
+    """What is allocated once the kernel has replayed the journal of a copy."""
+    replayed = copy(image, "replayed")
+    with mounted(replayed):
+        pass
+    return allocated_by_dumpe2fs(replayed)
+
+
+def complaints(image: Path) -> list[str]:
+    """What e2fsck finds wrong, but for the lines that name the file."""
+    done = subprocess.run(["e2fsck", "-fn", image], capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if image.name not in line]
+
+
+def test_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
+    """What they put to use is kept, and with all else garbage no file is lost."""
+    crashed, synced = fast_commits
+    unchanged = digest(crashed)
+    found = allocated(crashed).allocated
+    before, after = allocated_by_dumpe2fs(crashed), remounted(crashed)
+    assert (after - before).total > MIB
+    assert not before - found
+    # For directories the kernel allocates blocks anew; what stood in them does not matter.
+    assert (after - found).total < 16 * 1024
+    assert found.total <= (before | after).total * 1.02
+    assert digest(crashed) == unchanged
+    with mounted(scrubbed(crashed, found)) as point:
+        assert {name: (point / name).read_bytes() for name in synced} == synced
+    # The kernel's replay of new folders leaves link counts wrong, with or without the garbage.
+    assert complaints(crashed.with_name("scrubbed-crashed")) == complaints(
+        crashed.with_name("replayed")
     )
-    with pytest.raises(NotUnderstoodError, match="journal holds fast commits"):
-        allocated(crashed)
+
+
+def test_damaged_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
+    """Refused, or not taken for commits, as they are not by the kernel."""
+    crashed, _ = fast_commits
+    sound = allocated(crashed).allocated
+    sure = allocated_by_dumpe2fs(crashed)
+    journal = journal_of(crashed)
+    data = bytearray(crashed.read_bytes())
+    refused = 0
+    for block in range(journal.end, journal.end + 5):
+        place = journal.file.place(block) * 1024
+        for at in range(place, place + 1024, 31):
+            data[at] ^= 0x10
+            try:
+                found = read_allocation("ext4", BytesVolume(data)).allocated
+                assert not sure - found
+                assert not found - sound
+            except NotUnderstoodError as error:
+                assert "fast commits in the journal are damaged" in str(error)
+                refused += 1
+            data[at] ^= 0x10
+    assert refused > 5
 
 
 def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
+from tests.disks import scrubbed
 from tests.ntfs_images import NO_CLIENT, STRIDE, protect, restart_page, run, runs_of
 from tests.volumes import BytesVolume, FileVolume
 
@@ -115,18 +116,6 @@ def contents(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
-
-
-def scrubbed(image: Path, keep: Extents) -> Path:
-    """A copy in which everything outside `keep` is garbage."""
-    copy = image.with_name(f"scrubbed-{image.name}")
-    shutil.copyfile(image, copy)
-    with copy.open("r+b") as file:
-        for start, end in keep.complement(0, image.stat().st_size):
-            file.seek(start)
-            while start < end:
-                start += file.write(b"\xa5" * min(MIB, end - start))
-    return copy
 
 
 def check_scrubbed_copy_is_complete(image: Path) -> None:

@@ -34,6 +34,7 @@ _FOREIGN = (
     (64, b"\x57\x45\x56\x82", 64 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
     (4, b"IPL1", 0, b"", "a PC-98 partition table"),
     (0, b"\xc9\xc2\xd4\xc1", 0, b"", "an AIX boot record"),
+    (0, b"RDSK", 0, b"", "an Amiga partition table"),
 )
 """Tables that are recognised only to say so: (offset, magic, second offset, second magic, name)."""
 FOREIGN_SPAN = 4096
@@ -107,7 +108,7 @@ def is_file_system_boot_sector(sector: bytes) -> bool:
         bpb.BPB_BytsPerSec in (512, 1024, 2048, 4096)
         and bpb.BPB_SecPerClus.bit_count() == 1
         and bpb.BPB_RsvdSecCnt > 0
-        and bpb.BPB_NumFATs in (1, 2)
+        and bpb.BPB_NumFATs in (1, 2, 3, 4)
         and (bpb.BPB_Media == 0xF0 or bpb.BPB_Media >= 0xF8)
     )
 

@@ -42,7 +42,7 @@ def judge(target: Target, sound: Volume, kept: Extents, damage: Damage) -> Outco
         with forged(functions), _limited():
             found = target.read(volume)
     except (NotUnderstoodError, ReadFailedError) as refusal:
-        return Outcome(re.sub(r"\d+|0x[0-9a-f]+", "#", str(refusal)))
+        return Outcome(re.sub(r"0x[0-9a-f]+|\d+", "#", str(refusal)))
     except TooLong:
         return _failure(f"no end after {CPU_SECONDS:g} seconds of the processor")
     except MemoryError:
@@ -62,7 +62,9 @@ def _too_little(target: Target, kept: Extents, found: Extents, damage: Damage) -
     if target.loss_per_byte is None or damage.forged:
         return ""
     lost = kept.clip(0, damage.size) - found
-    allowed = target.loss_anyway + target.loss_per_byte * damage.changed_bytes()
+    safe = target.sealed and len(damage.patches) == 1
+    allowed = target.loss_anyway
+    allowed += 0 if safe else target.loss_per_byte * damage.changed_bytes()
     if lost.total > allowed:
         return f"map leaves out too much\n{lost.total} bytes, {allowed} allowed: {lost}"
     return ""

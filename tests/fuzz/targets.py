@@ -14,6 +14,8 @@ from imager.filesystems import Volume, read_allocation
 from imager.layout.table import read_table
 from tests.fuzz import volumes
 
+_KIB = 1024
+_MIB = 1 << 20
 _CRC32C = "crc32c.crc32c"
 _CRC32 = "zlib.crc32"
 _CRC16 = "imager.filesystems.ext.groups.crc16"
@@ -32,8 +34,11 @@ class Target:
     checksums: tuple[str, ...] = ()
     """Dotted names of the functions that compute checksums, where the reader looks them up."""
     loss_per_byte: int | None = None
-    """Bytes that the map may lose for each byte that was changed, as what a byte of a bitmap
-    stands for: 0 where every bitmap has a checksum. None where no map is judged."""
+    """Bytes that the map may lose for each byte that was changed: what a byte of a bitmap stands
+    for. None where no map is judged."""
+    sealed: bool = False
+    """Whether checksums cover all that a map is made of. A single change may not lose anything
+    then; two may, as the first can take away the flag that there are checksums."""
     loss_anyway: int = 0
     """Bytes that the map may lose besides: what the last transactions of a log put to use. A log
     of which these are hit ends before them, for the kernel as well."""
@@ -75,16 +80,19 @@ def _found(volume: Volume, kinds: tuple[str, ...]) -> Extents:
     return Extents.span(0, volume.size)
 
 
-def _ext(name: str, options: str, loss: int, *checksums: str) -> Target:
+def _ext(name: str, options: str, *checksums: str, per_bit: int = _KIB) -> Target:
     """A file system that is in order, without the kernel."""
     make = partial(volumes.ext, options=options.split())
-    return Target(name, make, _allocation("ext4"), checksums, loss)
+    return Target(name, make, _allocation("ext4"), checksums, 8 * per_bit, _CRC32C in checksums)
 
 
-def _logged(name: str, options: str, version: str, loss: int, *checksums: str) -> Target:
+def _logged(name: str, options: str, version: str, *checksums: str) -> Target:
     """A file system whose journal has not been replayed."""
     make = partial(volumes.ext_logged, options=options, version=version)
-    return Target(name, make, _allocation("ext4"), checksums, loss, volumes.LOGGED_BYTES)
+    sealed = _CRC32C in checksums
+    return Target(
+        name, make, _allocation("ext4"), checksums, 8 * _KIB, sealed, volumes.LOGGED_BYTES
+    )
 
 
 def _fat(name: str, size: int, options: str, cluster: int) -> Target:
@@ -93,20 +101,26 @@ def _fat(name: str, size: int, options: str, cluster: int) -> Target:
     return Target(name, make, _allocation("vfat"), (), 2 * cluster)
 
 
-_KIB = 1024
-_MIB = 1 << 20
 _NO_SUM = "-O ^metadata_csum,^uninit_bg"
 
 TARGETS: tuple[Target, ...] = (
-    _ext("ext2", "-t ext2 -b 1024", 8 * _KIB),
-    _ext("ext4", "-t ext4 -b 1024", 0, _CRC32C),
-    _ext("ext4-crc16", "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", 8 * _KIB, _CRC16),
-    _ext("ext4-bigalloc", "-t ext4 -b 1024 -O bigalloc -C 8192", 0, _CRC32C),
-    _ext("ext4-meta-bg", "-t ext4 -b 1024 -O meta_bg,^resize_inode -g 1024", 0, _CRC32C),
-    _logged("ext3-log", "-t ext3", "", 8 * _KIB),
-    _logged("ext4-log", "-t ext4", "-c -v 3", 0, _CRC32C),
-    _logged("ext4-log-v1", f"-t ext4 {_NO_SUM}", "-c", 8 * _KIB, _CRC32_BE),
-    Target("ext4-fast-commit", volumes.ext_fast_commit, _allocation("ext4"), (_CRC32C,), 0, _MIB),
+    _ext("ext2", "-t ext2 -b 1024"),
+    _ext("ext4", "-t ext4 -b 1024", _CRC32C),
+    _ext("ext4-crc16", "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", _CRC16),
+    _ext("ext4-bigalloc", "-t ext4 -b 1024 -O bigalloc -C 8192", _CRC32C, per_bit=8 * _KIB),
+    _ext("ext4-meta-bg", "-t ext4 -b 1024 -O meta_bg,^resize_inode -g 1024", _CRC32C),
+    _logged("ext3-log", "-t ext3", ""),
+    _logged("ext4-log", "-t ext4", "-c -v 3", _CRC32C),
+    _logged("ext4-log-v1", f"-t ext4 {_NO_SUM}", "-c", _CRC32_BE),
+    Target(
+        "ext4-fast-commit",
+        volumes.ext_fast_commit,
+        _allocation("ext4"),
+        (_CRC32C,),
+        8 * _KIB,
+        True,
+        _MIB,
+    ),
     _fat("fat12", 2 * _MIB, "-F 12 -s 2", _KIB),
     _fat("fat16", 8 * _MIB, "-F 16 -s 2", _KIB),
     _fat("fat32", 40 * _MIB, "-F 32 -s 1", 512),

@@ -187,7 +187,7 @@ def _check_state(sb: Superblock, compat: Compat, incompat: Incompat) -> None:
         raise NotUnderstoodError("file system was not cleanly unmounted")
     if Compat.HAS_JOURNAL in compat:
         if bool(sb.s_journal_dev) == bool(sb.s_journal_inum):
-            raise NotUnderstoodError("where the journal is is not clear")
+            raise NotUnderstoodError("it is not clear where the journal is")
         # The kernel sets RECOVER while it has the journal in use, and empties a journal without it.
         if sb.s_journal_dev and Incompat.RECOVER in incompat:
             raise NotUnderstoodError("its journal, on another device, was not replayed")
