@@ -51,7 +51,7 @@ def _run(targets: list[Target], arguments: argparse.Namespace) -> list[Summary]:
     summaries = {target.name: Summary(target.name) for target in targets}
     each = arguments.seconds / len(targets)
     rounds = max(round(each / _ROUND_SECONDS), 1)
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
+    with tempfile.TemporaryDirectory(prefix="imager-fuzz-") as temporary:
         paths = {}
         for target in targets:
             folder = Path(temporary) / target.name

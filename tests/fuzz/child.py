@@ -93,7 +93,7 @@ def _run_child(
         how = f"the process ended with status {child.exitcode}" if child.exitcode else ""
     child.join()
     if how and not note[0]:
-        raise RuntimeError(f"{target.name}: the reader does not understand the sound volume")
+        raise RuntimeError(f"{target.name}: the sound volume cannot be read")
     if how:
         summary.executions += 1
         summary.add(how, pickle.loads(note[:]))

@@ -32,7 +32,7 @@ def ext(folder: Path, options: Sequence[str]) -> Path:
 
 def ext_logged(folder: Path, options: str, version: str) -> Path:
     """ext3/4 with two transactions in its journal, by debugfs; `version` chooses checksums."""
-    made = HandMade(folder, f"{options} -J size=4 -N 256 {' '.join(_EXT_IDENTITY)}")
+    made = HandMade(folder, f"{options} -J size=1 -N 256 {' '.join(_EXT_IDENTITY)}")
     made.log(3000)
     made.log(2000, 2001, 4000)
     made.write(version)
