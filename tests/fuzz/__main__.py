@@ -61,7 +61,7 @@ def _run(targets: list[Target], arguments: argparse.Namespace) -> list[Summary]:
             for target in targets:
                 seed = arguments.seed + 1000 * turn
                 path = paths[target.name]
-                done = fuzz(target, path, seed, each / rounds, sys.maxsize)
+                done = fuzz(target, path, seed, each / rounds)
                 total = summaries[target.name]
                 total.executions += done.executions
                 total.answered += done.answered

@@ -11,6 +11,7 @@ import pickle
 import random
 import resource
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.fuzz.coverage import Lines
 from tests.fuzz.damage import Damage, Mutator, Recorder
@@ -55,25 +57,45 @@ class Summary:
         self.findings.setdefault(finding.partition("\n")[0], (finding, damage))
 
 
-def fuzz(target: Target, path: Path, seed: int, seconds: float, most: int) -> Summary:
+class Limits(NamedTuple):
+    """When a run ends: what comes first."""
+
+    until: float
+    """On the monotonic clock, in seconds."""
+    executions: int
+    first_finding: bool
+    """Whether one finding is enough."""
+
+    def allow(self, summary: Summary) -> bool:
+        """Whether to go on."""
+        enough = self.first_finding and summary.findings
+        return summary.executions < self.executions and time.monotonic() < self.until and not enough
+
+
+def fuzz(
+    target: Target,
+    path: Path,
+    seed: int,
+    seconds: float,
+    executions: int = sys.maxsize,
+    first_finding: bool = False,
+) -> Summary:
     """Damage the volume in `path` for so long, or so often if that is less."""
     summary = Summary(target.name)
-    until = time.monotonic() + seconds
-    while summary.executions < most and time.monotonic() < until:
-        _run_child(summary, target, path, seed, until, most)
+    limits = Limits(time.monotonic() + seconds, executions, first_finding)
+    while limits.allow(summary):
+        _run_child(summary, target, path, seed, limits)
         seed += 1
     return summary
 
 
-def _run_child(
-    summary: Summary, target: Target, path: Path, seed: int, until: float, most: int
-) -> None:
+def _run_child(summary: Summary, target: Target, path: Path, seed: int, limits: Limits) -> None:
     """One child, until all is done or it dies."""
     context = get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     note = mmap.mmap(-1, _NOTE_BYTES)
-    left = most - summary.executions
-    child = context.Process(target=_work, args=(target, path, seed, until, left, theirs, note))
+    left = limits._replace(executions=limits.executions - summary.executions)
+    child = context.Process(target=_work, args=(target, path, seed, left, theirs, note))
     child.start()
     theirs.close()
     before = replace(summary, reasons=Counter(summary.reasons))
@@ -103,8 +125,7 @@ def _work(
     target: Target,
     path: Path,
     seed: int,
-    until: float,
-    most: int,
+    limits: Limits,
     news: Connection,
     note: mmap.mmap,
 ) -> None:
@@ -119,7 +140,7 @@ def _work(
     seeds = [Damage(sound.size, forged=forging) for forging in ({False, bool(target.checksums)})]
     _bound_memory()
     told = time.monotonic()
-    while summary.executions < most and time.monotonic() < until:
+    while limits.allow(summary):
         damage = mutator.mutate(noise.choice(seeds[:2] if noise.random() < 0.4 else seeds))
         note[:] = pickle.dumps(damage).ljust(_NOTE_BYTES, b"\0")
         known = len(lines), len(summary.reasons)
