@@ -174,6 +174,14 @@ def test_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
     )
 
 
+def test_fast_commits_without_end(
+    fast_commits: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imager.filesystems.ext.fast_commit._MAX_RANGES", 5)
+    with pytest.raises(NotUnderstoodError, match="too many fast commits"):
+        allocated(fast_commits[0])
+
+
 def test_damaged_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
     """Refused, or not taken for commits, as they are not by the kernel."""
     crashed, _ = fast_commits

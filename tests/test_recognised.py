@@ -26,7 +26,6 @@ MADE = {
     "nilfs2": (("mkfs.nilfs2", "-q"), 160 * MIB, "NILFS2 is not read"),
     "apfs": (("mkapfs",), 1024 * MIB, "APFS .* is not read"),
     "squashfs": (("mksquashfs", "/etc/fstab"), 0, "SquashFS has no free space"),
-    "minix": (("mkfs.minix",), SIZE, "Minix is not read"),
 }
 """By these tools: their arguments but for the volume; its size; the reason."""
 

@@ -49,6 +49,9 @@ _TAIL_CHECKED = 4  # fc_crc covers what comes before it
 _ADD_RANGE = struct.Struct("<IIHHI")  # fc_ino, and a struct ext4_extent
 _UNWRITTEN = 32768  # a greater ee_len is of blocks not yet written, and this much too great
 
+_MAX_RANGES = 1 << 18
+"""Extents that are kept in memory; the usual 256 blocks of 4 KiB have room for a fifth of that."""
+
 _FIXED = {Tag.ADD_RANGE: _ADD_RANGE.size, Tag.HEAD: _HEAD.size, Tag.DEL_RANGE: 12}
 """Lengths of values that have only one."""
 
@@ -142,6 +145,8 @@ class _Area:
         first = start_hi << 32 | start_lo
         if not self._layout.holds(first, count):
             raise NotUnderstoodError("fast commits in the journal are damaged")
+        if len(self.added) + len(self.pending) >= _MAX_RANGES:
+            raise NotUnderstoodError("journal has too many fast commits")
         size = self._layout.block_size
         self.pending.append((first * size, (first + count) * size))
 
