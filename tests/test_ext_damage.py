@@ -28,6 +28,7 @@ from tests.ext_images import (
     sync,
     write_files,
 )
+from tests.fuzz.forged import forged
 from tests.volumes import BytesVolume
 
 BLOCK = 1024
@@ -251,6 +252,27 @@ def test_descriptor_fields(
     plain: Image, group: int, offset: int, form: str, value: int, reason: str
 ) -> None:
     plain.descriptor(group, offset, form, value).refused(reason)
+
+
+def test_used_group_that_is_marked_as_uninitialised(tmp_path: Path) -> None:
+    """One flag would free all of it; the number of free blocks beside it tells."""
+    options = ("-t", "ext4", "-b", "1024", "-g", "2048", "-O", "^metadata_csum,uninit_bg")
+    path = make(tmp_path / "image", SIZE, *options)
+    fill(path, 20)
+    image = Image(path)
+    sound = image.read().allocated
+    refused = 0
+    for group in range(SIZE // BLOCK // 2048):
+        at = image.descriptors + group * image.desc_size + 0x12
+        image.data[at] |= 2
+        with forged(("imager.filesystems.ext.groups.crc16",)):
+            try:
+                assert image.read().allocated == sound
+            except NotUnderstoodError as refusal:
+                assert f"group {group} is marked as uninitialised but is in use" in str(refusal)
+                refused += 1
+        image.heal()
+    assert refused > 3
 
 
 def test_structures_that_share_a_block(plain: Image) -> None:

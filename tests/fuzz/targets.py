@@ -104,9 +104,9 @@ def _fat(name: str, size: int, options: str, cluster: int) -> Target:
 _NO_SUM = "-O ^metadata_csum,^uninit_bg"
 
 TARGETS: tuple[Target, ...] = (
-    _ext("ext2", "-t ext2 -b 1024"),
-    _ext("ext4", "-t ext4 -b 1024", _CRC32C),
-    _ext("ext4-crc16", "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg", _CRC16),
+    _ext("ext2", "-t ext2 -b 1024 -g 1024"),
+    _ext("ext4", "-t ext4 -b 1024 -g 1024", _CRC32C),
+    _ext("ext4-crc16", "-t ext4 -b 1024 -g 1024 -O ^metadata_csum,uninit_bg", _CRC16),
     _ext("ext4-bigalloc", "-t ext4 -b 1024 -O bigalloc -C 8192", _CRC32C, per_bit=8 * _KIB),
     _ext("ext4-meta-bg", "-t ext4 -b 1024 -O meta_bg,^resize_inode -g 1024", _CRC32C),
     _logged("ext3-log", "-t ext3", ""),
