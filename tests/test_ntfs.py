@@ -18,8 +18,8 @@ import pytest
 from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
-from tests.disks import scrubbed
-from tests.ntfs_images import NO_CLIENT, STRIDE, protect, restart_page, run, runs_of
+from tests.disks import run, scrubbed
+from tests.ntfs_images import NO_CLIENT, STRIDE, protect, restart_page, runs_of
 from tests.volumes import BytesVolume, FileVolume
 
 MIB = 1 << 20

@@ -24,7 +24,7 @@ UUID = bytes(range(1, 17))
 MADE = {
     "jfs": (("mkfs.jfs", "-q"), SIZE, "JFS is not read"),
     "nilfs2": (("mkfs.nilfs2", "-q"), 160 * MIB, "NILFS2 is not read"),
-    "apfs": (("mkapfs",), 1024 * MIB, "APFS .* is not read"),
+    "apfs": (("mkapfs",), 528 * MIB, "APFS .* is not read"),
     "squashfs": (("mksquashfs", "/etc/fstab"), 0, "SquashFS has no free space"),
 }
 """By these tools: their arguments but for the volume; its size; the reason."""
