@@ -60,9 +60,9 @@ def _allocation(kind: str) -> Callable[[Volume], Extents]:
 
 
 def _table(volume: Volume) -> Extents:
-    """What a partition table puts to use; the whole disk where there is none."""
+    """What a partition table puts to use; the whole disk where there is none, or an empty MBR."""
     table = read_table(volume)
-    if table.kind == "none":
+    if table.kind == "none" or (table.kind == "mbr" and not table.partitions):
         return Extents.span(0, volume.size)
     ranges = sorted((part.start, part.end) for part in table.partitions)
     if any(not 0 <= start < end <= volume.size for start, end in ranges):
