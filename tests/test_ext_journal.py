@@ -95,9 +95,11 @@ def test_union_of_before_and_after(name: str, tmp_path: Path) -> None:
     assert digest(crashed) == unchanged
 
 
-def test_log_that_goes_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("feature", ["extents", "fast_commit"])
+def test_log_that_goes_round(feature: str, tmp_path: Path) -> None:
     """With data in a journal of 1 MiB, the newest transactions soon lie before the older ones."""
-    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=1")
+    options = ("-t", "ext4", "-b", "1024", "-J", "size=1", "-O", feature)
+    image = make(tmp_path / "image", 64 * MIB, *options)
 
     def goes_round(copied: Path) -> bool:
         return commits(copied) != sorted(commits(copied))

@@ -191,10 +191,10 @@ def _both_damaged(path: Path) -> None:
 
 
 WHOLE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "apple": (_parted("mac"), "the disk has an Apple partition map"),
-    "bsd": (_parted("bsd"), "the disk has a BSD disk label"),
-    "sun": (_parted("sun"), "the disk has a Sun disk label"),
-    "amiga": (_amiga, "the disk has an Amiga partition table"),
+    "apple": (_parted("mac"), "it has an Apple partition map"),
+    "bsd": (_parted("bsd"), "it has a BSD disk label"),
+    "sun": (_parted("sun"), "it has a Sun disk label"),
+    "amiga": (_amiga, "it has an Amiga partition table"),
     "dynamic": (_ldm, r"the disk is a Windows dynamic disk \(LDM\)"),
     "dynamic-gpt": (_ldm_gpt, r"the disk is a Windows dynamic disk \(LDM\)"),
     "overlapping": (_overlapping, "partition 1 and partition 2 overlap"),
@@ -213,6 +213,16 @@ def test_tables_of_disks_that_are_stored_whole(name: str, tmp_path: Path) -> Non
     assert found.used == Extents.span(0, SIZE)
     (volume,) = found.layout.volumes
     assert re.search(reason, volume.reason or "")
+
+
+def test_bsd_label_in_a_partition(tmp_path: Path) -> None:
+    """A slice: the partitions in it are not this program's to find."""
+    path = make_disk(tmp_path / "disk", AT + SIZE)
+    run("sfdisk", path, text=f"label: dos\nstart={AT // 512} size={SIZE // 512} type=a5\n")
+    run("mke2fs", "-q", make_disk(tmp_path / "volume", SIZE))
+    put(tmp_path / "volume", 512, b"\x57\x45\x56\x82".ljust(132, b"\0") + b"\x57\x45\x56\x82")
+    copy_into(tmp_path / "volume", path, AT)
+    check(path, "ext2", SIZE, "it has a BSD disk label")
 
 
 def _no_primary(path: Path) -> None:

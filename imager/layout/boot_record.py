@@ -117,4 +117,4 @@ def refuse_foreign(start: bytes) -> None:
     """NotUnderstoodError if the disk's first `FOREIGN_SPAN` bytes hold another system's table."""
     for offset, magic, second, more, name in _FOREIGN:
         if start.startswith(magic, offset) and start.startswith(more, second):
-            raise NotUnderstoodError(f"the disk has {name}")
+            raise NotUnderstoodError(f"it has {name}")
