@@ -31,7 +31,7 @@ def test_readers(name: str, tmp_path: Path) -> None:
     done = fuzz(target, target.make(tmp_path), SEED, SECONDS, EXECUTIONS)
     assert not done.findings
     assert done.executions == EXECUTIONS
-    assert done.reasons or name == "noise"
+    assert done.reasons or name in ("disk", "noise")
     assert done.answered
 
 

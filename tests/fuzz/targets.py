@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from imager.errors import NotUnderstoodError
+from imager.errors import NotUnderstoodError, RefusedError
 from imager.extents import Extents
 from imager.filesystems import Volume, read_allocation
+from imager.layout.analyse import analyse
+from imager.layout.blkid import Identity
+from imager.layout.relocate import relocate
 from imager.layout.table import read_table
 from tests.fuzz import volumes
 
@@ -68,6 +71,25 @@ def _table(volume: Volume) -> Extents:
     if any(not 0 <= start < end <= volume.size for start, end in ranges):
         raise AssertionError("a partition is outside of the disk")
     return table.extents | Extents.of(ranges)
+
+
+def _relocated(volume: Volume) -> Extents:
+    """What a restore would write of a GPT on the same disk; it is not a map."""
+    try:
+        pieces = relocate(volume, volume.size)
+    except RefusedError:
+        return Extents()
+    return Extents.of((offset, offset + len(data)) for offset, data in pieces)
+
+
+def _disk(volume: Volume) -> Extents:
+    """What is stored of a disk, whatever its table says; blkid would find what was put there."""
+
+    def identify(path: object, offset: int, size: int) -> Identity | None:
+        kind = volumes.DISK.get(offset)
+        return Identity(kind, None, None, "filesystem", None, None) if kind else None
+
+    return analyse(volume, "", identify=identify).used
 
 
 def _found(volume: Volume, kinds: tuple[str, ...]) -> Extents:
@@ -129,7 +151,9 @@ TARGETS: tuple[Target, ...] = (
     Target("ntfs-log", volumes.ntfs_logged, _allocation("ntfs"), (), 8 * 4 * _KIB),
     Target("swap", volumes.swap, _allocation("swap"), (), 0),
     Target("gpt", volumes.gpt, _table, (_CRC32,), 0),
+    Target("gpt-relocated", volumes.gpt, _relocated, (_CRC32,)),
     Target("mbr", volumes.mbr, _table),
+    Target("disk", volumes.disk, _disk, (_CRC32, _CRC32C), 2 * 4 * _KIB),
     Target("noise", volumes.noise, partial(_found, kinds=("ext4", "ntfs", "swap", "vfat"))),
 )
 """All of them; of those that the kernel has to make, only root has any."""

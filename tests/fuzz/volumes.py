@@ -107,6 +107,22 @@ def mbr(folder: Path) -> Path:
     return path
 
 
+DISK = {24 * _MIB: "vfat", 60 * _MIB: "ext4"}
+"""Where `disk` has partitions, in bytes, and of what kind."""
+
+
+def disk(folder: Path) -> Path:
+    """A GPT disk with two file systems, and gaps in which a lost partition is searched for."""
+    path = make_disk(folder / "volume", 128 * _MIB)
+    rows = "".join(f"start={at // 512} size=16384\n" for at in DISK)
+    run("sfdisk", path, text=f"label: gpt\nlabel-id: {_UUID}\n{rows}")
+    parts = folder / "parts"
+    parts.mkdir()
+    put(path, 24 * _MIB, fat(parts, 8 * _MIB, ("-F", "12", "-s", "8")).read_bytes())
+    put(path, 60 * _MIB, ext(parts, ("-t", "ext4", "-b", "1024")).read_bytes())
+    return path
+
+
 def noise(folder: Path) -> Path:
     """Random bytes."""
     path = folder / "volume"
