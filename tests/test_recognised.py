@@ -30,13 +30,6 @@ MADE = {
 """By these tools: their arguments but for the volume; its size; the reason."""
 
 
-def _hfsplus() -> bytes:
-    """A volume header (Apple Technical Note TN1150)."""
-    numbers = (0xC0000000, 0xC0000000, 0, 0, 0, 0, 4096, 16384, 16000, 0, 65536, 65536, 16, 0)
-    head = struct.pack(">2sHI4sI14I", b"H+", 4, 1 << 8, b"10.0", 0, *numbers)
-    return head.ljust(512, b"\0")
-
-
 def _bitlocker() -> bytes:
     """A volume header of Windows 7 and later (libbde, "BitLocker Drive Encryption format")."""
     head = bytearray(512)
@@ -74,7 +67,6 @@ CRAFTED: dict[str, tuple[list[tuple[int, bytes]], str]] = {
         r"VMFS \(VMware\) is not read",
     ),
     "zfs_member": (_zfs(), "part of a ZFS pool"),
-    "hfsplus": ([(1024, _hfsplus())], r"HFS\+ \(Apple\) is not read"),
     "reiserfs": ([(65536, _reiserfs())], "ReiserFS is not read"),
     "ufs": ([(65536 + 1372, struct.pack("<I", 0x19540119))], r"UFS .* is not read"),
 }

@@ -48,6 +48,7 @@ _READERS: dict[str, str] = {
     "ext2": "imager.filesystems.ext",
     "ext3": "imager.filesystems.ext",
     "ext4": "imager.filesystems.ext",
+    "hfsplus": "imager.filesystems.hfsplus",
     "msdos": "imager.filesystems.fat",
     "ntfs": "imager.filesystems.ntfs",
     "swap": "imager.filesystems.swap",

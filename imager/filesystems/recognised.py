@@ -22,7 +22,6 @@ _REASONS: dict[str, str] = {
     "exfs": _UNREAD.format("EXFS"),
     "gfs2": _UNREAD.format("GFS2"),
     "hfs": _UNREAD.format("HFS (Apple)"),
-    "hfsplus": _UNREAD.format("HFS+ (Apple)"),
     "hpfs": _UNREAD.format("HPFS (OS/2)"),
     "iso9660": _READ_ONLY.format("ISO 9660"),
     "isw_raid_member": _MEMBER.format("a RAID (Intel)"),
