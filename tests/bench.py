@@ -27,6 +27,7 @@ from imager.image.index import Segment
 from imager.image.reader import ImageReader
 from tests.bench_increments import increments
 from tests.bench_live import live
+from tests.hfsplus_images import fragmented
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
 
@@ -283,7 +284,12 @@ def maps(folder: Path) -> None:
     """How long reading the allocation of a fragmented 2 TiB volume takes."""
     print("\n### Allocation maps of fragmented 2 TiB volumes\n")
     print("| file system | ranges | seconds | peak MiB of the process |\n|---|---|---|---|")
-    for kind, make in (("ext4", fragmented_ext4), ("ntfs", fragmented_ntfs)):
+    makers: dict[str, Callable[[Path], Path]] = {
+        "ext4": fragmented_ext4,
+        "ntfs": fragmented_ntfs,
+        "hfsplus": lambda volume: fragmented(volume, (2 << 40) // 2048, 80),
+    }
+    for kind, make in makers.items():
         volume = make(sparse_file(folder / f"{kind}.raw", 2 << 40))
         code = (
             "import re, time; from imager.disk.source import SourceDevice; "

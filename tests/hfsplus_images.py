@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 
@@ -79,6 +80,39 @@ def populated(folder: Path, tree: Path, blocks: int = 10_000) -> HfsPlus:
     volume = HfsPlus(data[start : start + size * total])
     volume.grow(blocks)
     return volume
+
+
+def fragmented(path: Path, blocks: int, period: int) -> Path:
+    """Make the sparse file `path` a volume of so many blocks, one of each 8 * `period` in use."""
+    folder = path.with_suffix(".tree")
+    folder.mkdir()
+    (folder / "file").write_bytes(b"x")
+    volume = populated(folder, folder, 2000)
+    size = volume.block_size
+    bitmap_blocks = -(-blocks // 8 // size)
+    bitmap = bytearray(-(-bitmap_blocks * size // period) * (b"\x80" + bytes(period - 1)))
+    del bitmap[bitmap_blocks * size :]
+    first = 4096
+    bitmap[:250] = volume.data[volume.fork(ALLOCATION) : volume.fork(ALLOCATION) + 250]
+    used = bitmap_blocks // 8 + 1
+    bitmap[first // 8 : first // 8 + used] = b"\xff" * used
+    bitmap[(blocks - 1) // 8] |= 0x80 >> (blocks - 1) % 8
+    volume.put(FORKS, "Q", len(bitmap))
+    volume.put(FORKS + 12, "I", bitmap_blocks)
+    volume.put(FORKS + 16, "I", first)
+    volume.put(FORKS + 20, "I", bitmap_blocks)
+    volume.put(TOTAL_BLOCKS, "I", blocks)
+    header = volume.data[HEADER_OFFSET : HEADER_OFFSET + 512]
+    with path.open("r+b") as file:
+        for offset, data in (
+            (0, volume.data),
+            (first * size, bitmap),
+            (blocks * size - 1024, header),
+        ):
+            file.seek(offset)
+            file.write(data)
+    shutil.rmtree(folder)
+    return path
 
 
 def add_journal(volume: HfsPlus, order: str = "<", start: int = 512, end: int = 512) -> None:

@@ -199,7 +199,8 @@ def unmark(block: int) -> Callable[[HfsPlus], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[HfsPlus], None], str]] = {
-    "signature": (header(0, "H", 0x4244), r"no HFS\+ volume header"),
+    "signature": (header(0, "H", 0x4242), r"no HFS\+ volume header"),
+    "wrapper": (header(0, "H", 0x4244), "in an HFS wrapper"),
     "version": (header(2, "H", 5), r"no HFS\+ volume header"),
     "mounted": (flag(8, False), "not cleanly unmounted"),
     "inconsistent": (flag(14), "marked as inconsistent"),

@@ -123,6 +123,12 @@ def _fat(name: str, size: int, options: str, cluster: int) -> Target:
     return Target(name, make, _allocation("vfat"), (), 2 * cluster)
 
 
+def _hfsplus(name: str, journal: bool) -> Target:
+    """Blocks of 2 KiB, no checksums."""
+    make = partial(volumes.hfsplus, journal=journal)
+    return Target(name, make, _allocation("hfsplus"), (), 8 * 2 * _KIB)
+
+
 _NO_SUM = "-O ^metadata_csum,^uninit_bg"
 
 TARGETS: tuple[Target, ...] = (
@@ -149,12 +155,16 @@ TARGETS: tuple[Target, ...] = (
     _fat("fat32-one-table", 40 * _MIB, "-F 32 -s 1 -f 1", 512),
     Target("ntfs", volumes.ntfs, _allocation("ntfs"), (), 8 * 4 * _KIB),
     Target("ntfs-log", volumes.ntfs_logged, _allocation("ntfs"), (), 8 * 4 * _KIB),
+    _hfsplus("hfsplus", journal=False),
+    _hfsplus("hfsplus-journal", journal=True),
     Target("swap", volumes.swap, _allocation("swap"), (), 0),
     Target("gpt", volumes.gpt, _table, (_CRC32,), 0),
     Target("gpt-relocated", volumes.gpt, _relocated, (_CRC32,)),
     Target("mbr", volumes.mbr, _table),
     Target("disk", volumes.disk, _disk, (_CRC32, _CRC32C), 2 * 4 * _KIB),
-    Target("noise", volumes.noise, partial(_found, kinds=("ext4", "ntfs", "swap", "vfat"))),
+    Target(
+        "noise", volumes.noise, partial(_found, kinds=("ext4", "hfsplus", "ntfs", "swap", "vfat"))
+    ),
 )
 """All of them; of those that the kernel has to make, only root has any."""
 

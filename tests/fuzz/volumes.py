@@ -11,6 +11,7 @@ from pathlib import Path
 from tests import ext_images
 from tests.disks import make_disk, put, run
 from tests.ext_logs import HandMade
+from tests.hfsplus_images import add_journal, populated
 from tests.ntfs_images import restart_page, runs_of
 
 LOGGED_BYTES = 64 << 10
@@ -81,6 +82,16 @@ def ntfs_logged(folder: Path) -> Path:
     path = ntfs(folder)
     ((first, _),) = runs_of(path, 2)
     put(path, first * 4096, restart_page(flags=2) * 2)
+    return path
+
+
+def hfsplus(folder: Path, journal: bool) -> Path:
+    """HFS+ with files, by xorriso; perhaps with a journal that is empty."""
+    volume = populated(folder, _tree(folder / "tree"), 4000)
+    if journal:
+        add_journal(volume)
+    path = folder / "volume"
+    path.write_bytes(volume.data)
     return path
 
 

@@ -21,6 +21,7 @@ HEADER_OFFSET = 1024
 HEADER_SIZE = 512
 ALTERNATE_FROM_END = 1024
 
+_HFS = b"BD"
 _VERSIONS = ((b"H+", 4), (b"HX", 5))
 _MIN_BLOCK, _MAX_BLOCK = 512, 1 << 24
 _HEADER_NODE = 1
@@ -142,6 +143,8 @@ def read_header(volume: Volume) -> Header:
 
 def _parse(data: bytes) -> Header:
     fields = VolumeHeader._make(_HEADER.unpack_from(data))
+    if fields.signature == _HFS:
+        raise NotUnderstoodError("HFS, or HFS+ in an HFS wrapper, is not read by this version")
     if (fields.signature, fields.version) not in _VERSIONS:
         raise NotUnderstoodError("no HFS+ volume header")
     unknown = fields.attributes & ~sum(Attributes)
