@@ -202,6 +202,7 @@ DAMAGE: dict[str, tuple[Callable[[HfsPlus], None], str]] = {
     "signature": (header(0, "H", 0x4242), r"no HFS\+ volume header"),
     "wrapper": (header(0, "H", 0x4244), "in an HFS wrapper"),
     "version": (header(2, "H", 5), r"no HFS\+ volume header"),
+    "replay-failed": (header(8, "I", 0x46534B21), "could not be replayed"),
     "mounted": (flag(8, False), "not cleanly unmounted"),
     "inconsistent": (flag(14), "marked as inconsistent"),
     "boot-inconsistent": (flag(11), "marked as inconsistent"),

@@ -22,6 +22,7 @@ HEADER_SIZE = 512
 ALTERNATE_FROM_END = 1024
 
 _HFS = b"BD"
+_REPLAY_FAILED = b"FSK!"  # kFSKMountVersion of hfs_format.h
 _VERSIONS = ((b"H+", 4), (b"HX", 5))
 _MIN_BLOCK, _MAX_BLOCK = 512, 1 << 24
 _HEADER_NODE = 1
@@ -131,7 +132,7 @@ def read_header(volume: Volume) -> Header:
     header = _parse(data)
     if not 0 < header.size <= volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
-    _check_state(header.attributes)
+    _check_state(header)
     _check_alternate(volume, header)
     for fork in header.forks:
         if any(start + count > header.volume.totalBlocks for start, count in fork.extents):
@@ -161,7 +162,10 @@ def _parse(data: bytes) -> Header:
     return Header(fields, Attributes(fields.attributes), *forks)
 
 
-def _check_state(attributes: Attributes) -> None:
+def _check_state(header: Header) -> None:
+    attributes = header.attributes
+    if header.volume.lastMountedVersion == _REPLAY_FAILED:
+        raise NotUnderstoodError("its journal could not be replayed")
     if attributes & (Attributes.INCONSISTENT | Attributes.BOOT_VOLUME_INCONSISTENT):
         raise NotUnderstoodError("file system is marked as inconsistent")
     if Attributes.UNMOUNTED not in attributes:
