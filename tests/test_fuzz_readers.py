@@ -19,7 +19,7 @@ from tests.fuzz.child import fuzz
 from tests.fuzz.targets import TARGETS, Target, available
 
 SEED = 1
-EXECUTIONS = 250
+EXECUTIONS = 150
 SECONDS = 60.0
 """More than that many take: what ends a run is their number."""
 SIZE = 1 << 20

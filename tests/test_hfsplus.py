@@ -63,9 +63,9 @@ def write(volume: HfsPlus, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("blocks", [3001, 16_384])
-def test_map_is_partclones(blocks: int, tmp_path: Path, tree: Path) -> None:
-    """Fragmented, on a volume of odd size and on the largest that its bitmap has room for."""
+def test_map_is_partclones(tmp_path: Path, tree: Path) -> None:
+    """Fragmented, on a volume whose bitmap ends amid a byte."""
+    blocks = 3001
     volume = populated(tmp_path, tree, blocks)
     chance = random.Random(blocks)
     for _ in range(blocks // 12):
