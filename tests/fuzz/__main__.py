@@ -83,7 +83,9 @@ def _keep(folder: Path, target: Target, path: Path, finding: str, damage: Damage
     """Put a finding, and the volume that it is about, into a folder of its own."""
     place = folder / f"{target.name}-{time.time_ns()}"
     place.mkdir(parents=True)
-    (place / "finding.txt").write_text(f"{target.name}\n{finding}\n\n{damage}\n")
+    lines = [target.name, finding, f"size {damage.size}, checksums forged: {damage.forged}"]
+    lines += [f"{at}: {len(data)} bytes: {data[:32].hex()}" for at, data in damage.patches]
+    (place / "finding.txt").write_text("\n".join(lines))
     (place / "damage.pickle").write_bytes(pickle.dumps(damage))
     (place / "volume").write_bytes(path.read_bytes())
     print(f"{target.name}: {finding.partition(chr(10))[0]}: {place}", flush=True)
