@@ -158,7 +158,7 @@ TARGETS: tuple[Target, ...] = (
     _hfsplus("hfsplus", journal=False),
     _hfsplus("hfsplus-journal", journal=True),
     Target("swap", volumes.swap, _allocation("swap"), (), 0),
-    Target("gpt", volumes.gpt, _table, (_CRC32,), 0),
+    Target("gpt", volumes.gpt, _table, (_CRC32,), _MIB, True),
     Target("gpt-relocated", volumes.gpt, _relocated, (_CRC32,)),
     Target("mbr", volumes.mbr, _table),
     Target("disk", volumes.disk, _disk, (_CRC32, _CRC32C), 2 * 4 * _KIB),
