@@ -5,7 +5,7 @@ VENV ?= .venv
 PREFIX ?= /usr/local
 STAMP = $(VENV)/.set-up
 
-.PHONY: demo test test-boot test-boot-all bench bootmedia reproduce lint install clean setup man screens
+.PHONY: demo test test-boot test-boot-all bench fuzz bootmedia reproduce lint install clean setup man screens
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ lint: setup
 
 bench: setup
 	$(VENV)/bin/python -m tests.bench
+
+# Damaged volumes for every reader (docs/fuzzing.md). `python -m tests.fuzz --help` for less.
+fuzz: setup
+	nice -n 19 $(VENV)/bin/python -m tests.fuzz --seconds 3600
 
 # The rescue medium, with its lists beside it.
 bootmedia: setup

@@ -27,6 +27,7 @@ from imager.image.index import Segment
 from imager.image.reader import ImageReader
 from tests.bench_increments import increments
 from tests.bench_live import live
+from tests.hfsplus_images import fragmented
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
 from tests.xfs_images import fragment
@@ -284,9 +285,10 @@ def maps(folder: Path) -> None:
     """How long reading the allocation of a fragmented 2 TiB volume takes."""
     print("\n### Allocation maps of fragmented 2 TiB volumes\n")
     print("| file system | ranges | seconds | peak MiB of the process |\n|---|---|---|---|")
-    makers = {
+    makers: dict[str, Callable[[Path], Path]] = {
         "btrfs": fragmented_btrfs,
         "ext4": fragmented_ext4,
+        "hfsplus": lambda volume: fragmented(volume, (2 << 40) // 2048, 80),
         "ntfs": fragmented_ntfs,
         "xfs": fragmented_xfs,
     }

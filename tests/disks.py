@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imager.extents import Extents
+
 MIB = 1 << 20
 
 _PARTED = """
@@ -103,3 +105,15 @@ def reseal_header(header: bytearray) -> None:
     size = min(max(int.from_bytes(header[12:16], "little"), 92), len(header))
     header[16:20] = bytes(4)
     header[16:20] = struct.pack("<I", zlib.crc32(bytes(header[:size])))
+
+
+def scrubbed(image: Path, keep: Extents) -> Path:
+    """A copy in which everything outside `keep` is garbage."""
+    copy = image.with_name(f"scrubbed-{image.name}")
+    shutil.copyfile(image, copy)
+    with copy.open("r+b") as file:
+        for start, end in keep.complement(0, image.stat().st_size):
+            file.seek(start)
+            while start < end:
+                start += file.write(b"\xa5" * min(MIB, end - start))
+    return copy

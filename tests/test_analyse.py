@@ -139,7 +139,7 @@ def test_a_usual_disk(disk: Path) -> None:
     assert (nothing.kind, nothing.stored, nothing.used) == (None, "raw", 10 * MIB)
     assert nothing.reason == "no file system recognised"
     assert (swap.kind, swap.stored) == ("swap", "raw")
-    assert swap.reason == "allocation of swap is not known to this version"
+    assert swap.reason == "swap is not read by this version"
     assert reasons(found) == [
         (True, "before the first partition"),
         (True, "up to 16 MiB"),

@@ -21,8 +21,10 @@ from tests.ext_images import (
     make,
     mounted,
     run,
+    sync,
     write_files,
 )
+from tests.loop import LoopDevice
 from tests.volumes import FileVolume
 
 CONFIGURATIONS = {
@@ -56,6 +58,10 @@ CONFIGURATIONS = {
     "ext4-bigalloc-1k": "-t ext4 -b 1024 -O bigalloc -C 8192 -g 8192",
     "ext4-bigalloc-4k": "-t ext4 -b 4096 -O bigalloc -C 65536 -g 4096",
     "ext4-bigalloc-meta-bg": "-t ext4 -b 1024 -O bigalloc,meta_bg,^resize_inode -C 4096 -g 2048",
+    "ext4-bigalloc-cut": "-t ext4 -b 1024 -O bigalloc -C 65536 -g 512",
+    "ext4-bigalloc-large": "-t ext4 -b 4096 -O bigalloc -C 1048576",
+    "ext4-bigalloc-packed": "-t ext4 -b 1024 -O bigalloc -C 4096 -E packed_meta_blocks=1",
+    "ext4-resize-inode": "-t ext4 -b 1024 -E resize=67108864",
     "ext4-small-inodes": "-t ext4 -b 1024 -I 128",
     "ext4-no-journal": "-t ext4 -b 1024 -O ^has_journal",
     "ext4-fast-commit": "-t ext4 -b 1024 -O fast_commit",
@@ -74,6 +80,7 @@ NOT_MOUNTED = {
 
 PARTCLONE = ("ext2-1k", "ext3-4k", "ext4-4k", "ext4-crc16", "ext4-meta-bg", "ext4-no-flex-bg")
 LARGE = 128 * MIB
+GIB = 1 << 30
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -181,18 +188,36 @@ def test_boot_block_is_kept(tmp_path: Path) -> None:
 
 
 def test_external_journal(tmp_path: Path) -> None:
+    """One that is on another device counts as long as it is in use, and then it is not seen."""
     device = make(tmp_path / "journal", 16 * MIB, "-O", "journal_dev", "-b", "1024")
     with pytest.raises(NotUnderstoodError, match="external ext journal"):
         allocated(device)
-    loop = run("losetup", "-f", "--show", device).strip()
-    try:
-        image = make(
-            tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-J", f"device={loop}"
-        )
-    finally:
-        run("losetup", "-d", loop)
-    with pytest.raises(NotUnderstoodError, match="has an external journal"):
-        allocated(image)
+    with LoopDevice(device) as loop:
+        options = ("-t", "ext4", "-b", "1024", "-J", f"device={loop.path}")
+        image = make(tmp_path / "image", 64 * MIB, *options)
+        with mounted(image, f"journal_path={loop.path}") as point:
+            for file in write_files(point, 20, 1):
+                sync(file)
+            crashed = copy(image, "crashed")
+    with pytest.raises(NotUnderstoodError, match="on another device, was not replayed"):
+        allocated(crashed)
+    allocation = allocated(image)
+    assert allocation.allocated == allocated_by_dumpe2fs(image)
+    assert allocation.notes == ("its journal is on another device, and empty",)
+
+
+def test_blocks_that_files_share(tmp_path: Path) -> None:
+    image = make(tmp_path / "image", 16 * MIB, "-t", "ext4", "-b", "1024")
+    fill(image, 10)
+    debugfs(image, "feature shared_blocks")
+    assert allocated(image).allocated == allocated_by_dumpe2fs(image)
+
+
+def test_huge_journal(tmp_path: Path) -> None:
+    """Its blocks are kept, and those of an empty log not read."""
+    options = ("-t", "ext4", "-J", "size=8192", "-E", "lazy_journal_init=1,lazy_itable_init=1")
+    image = make(tmp_path / "image", 64 * GIB, *options)
+    assert allocated(image).allocated == allocated_by_dumpe2fs(image)
 
 
 def test_checksums_against_the_published_check_values() -> None:

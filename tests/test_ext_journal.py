@@ -11,12 +11,8 @@ import pytest
 
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
-from imager.filesystems.ext.blocks import Blocks
-from imager.filesystems.ext.checksum import CRC_START, crc32c
-from imager.filesystems.ext.groups import read_groups
-from imager.filesystems.ext.journal import Journal, read_journal
-from imager.filesystems.ext.layout import DescriptorChecksum
-from imager.filesystems.ext.superblock import read_layout
+from imager.filesystems import read_allocation
+from tests.disks import scrubbed
 from tests.ext_images import (
     MIB,
     allocated,
@@ -24,15 +20,16 @@ from tests.ext_images import (
     commits,
     copy,
     crash,
-    debugfs,
     digest,
     fill,
     make,
+    mounted,
     run,
     sync,
     write_files,
 )
-from tests.volumes import FileVolume
+from tests.ext_logs import HandMade, journal_of
+from tests.volumes import BytesVolume
 
 CRASHES = {
     "ext3": ("-t ext3 -b 1024", ""),
@@ -80,14 +77,6 @@ def recovered(image: Path) -> Extents:
     return allocated_by_dumpe2fs(repaired)
 
 
-def journal_of(image: Path) -> Journal:
-    volume = FileVolume(image)
-    layout = read_layout(volume.read(1024, 1024), volume.size)
-    blocks = Blocks(volume, layout.block_size)
-    assert layout.journal_inum is not None
-    return read_journal(blocks, layout, read_groups(blocks, layout), layout.journal_inum)
-
-
 @pytest.mark.parametrize("name", CRASHES)
 def test_union_of_before_and_after(name: str, tmp_path: Path) -> None:
     options, mount_options = CRASHES[name]
@@ -106,9 +95,11 @@ def test_union_of_before_and_after(name: str, tmp_path: Path) -> None:
     assert digest(crashed) == unchanged
 
 
-def test_log_that_goes_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("feature", ["extents", "fast_commit"])
+def test_log_that_goes_round(feature: str, tmp_path: Path) -> None:
     """With data in a journal of 1 MiB, the newest transactions soon lie before the older ones."""
-    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-J", "size=1")
+    options = ("-t", "ext4", "-b", "1024", "-J", "size=1", "-O", feature)
+    image = make(tmp_path / "image", 64 * MIB, *options)
 
     def goes_round(copied: Path) -> bool:
         return commits(copied) != sorted(commits(copied))
@@ -125,21 +116,95 @@ def test_log_that_goes_round(tmp_path: Path) -> None:
     assert allocated(crashed).allocated == allocated_by_dumpe2fs(crashed) | recovered(crashed)
 
 
-def test_fast_commits_are_left_alone(tmp_path: Path) -> None:
-    image = make(tmp_path / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+@pytest.fixture(scope="module")
+def fast_commits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A volume whose last changes are in fast commits only, and the files that were synced."""
+    folder = tmp_path_factory.mktemp("fast-commits")
+    image = make(folder / "image", 64 * MIB, "-t", "ext4", "-b", "1024", "-O", "fast_commit")
+    fill(image, 10)
+    synced: dict[str, bytes] = {}
 
     def change(point: Path) -> None:
-        for file in write_files(point, 4, 30):
-            sync(file)
+        synced.clear()
+        old = next((point / "folder").iterdir())
+        os.truncate(old, 100)
+        sync(old)
+        for number in range(4):
+            folder = point / f"new{number}"
+            folder.mkdir(exist_ok=True)
+            for file in write_files(folder, 6, 30 + number):
+                sync(file)
+                synced[str(file.relative_to(point))] = file.read_bytes()
 
-    crashed = crash(
-        image,
-        "",
-        change,
-        lambda copied: "tag ADD_RANGE" in run("debugfs", "-R", "logdump", copied),
+    def good(copied: Path) -> bool:
+        return "tag ADD_RANGE" in run("debugfs", "-R", "logdump", copied)
+
+    return crash(image, "", change, good), synced
+
+
+def remounted(image: Path) -> Extents:
+    """What is allocated once the kernel has replayed the journal of a copy."""
+    replayed = copy(image, "replayed")
+    with mounted(replayed):
+        pass
+    return allocated_by_dumpe2fs(replayed)
+
+
+def complaints(image: Path) -> list[str]:
+    """What e2fsck finds wrong, but for the lines that name the file."""
+    done = subprocess.run(["e2fsck", "-fn", image], capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if image.name not in line]
+
+
+def test_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
+    """What they put to use is kept, and with all else garbage no file is lost."""
+    crashed, synced = fast_commits
+    unchanged = digest(crashed)
+    found = allocated(crashed).allocated
+    before, after = allocated_by_dumpe2fs(crashed), remounted(crashed)
+    assert (after - before).total > MIB
+    assert not before - found
+    # For directories the kernel allocates blocks anew; what stood in them does not matter.
+    assert (after - found).total < 16 * 1024
+    assert found.total <= (before | after).total * 1.02
+    assert digest(crashed) == unchanged
+    with mounted(scrubbed(crashed, found)) as point:
+        assert {name: (point / name).read_bytes() for name in synced} == synced
+    # The kernel's replay of new folders leaves link counts wrong, with or without the garbage.
+    assert complaints(crashed.with_name("scrubbed-crashed")) == complaints(
+        crashed.with_name("replayed")
     )
-    with pytest.raises(NotUnderstoodError, match="journal holds fast commits"):
-        allocated(crashed)
+
+
+def test_fast_commits_without_end(
+    fast_commits: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imager.filesystems.ext.fast_commit._MAX_RANGES", 5)
+    with pytest.raises(NotUnderstoodError, match="too many fast commits"):
+        allocated(fast_commits[0])
+
+
+def test_damaged_fast_commits(fast_commits: tuple[Path, dict[str, bytes]]) -> None:
+    """Refused, or not taken for commits, as they are not by the kernel."""
+    crashed, _ = fast_commits
+    sound = allocated(crashed).allocated
+    sure = allocated_by_dumpe2fs(crashed)
+    journal = journal_of(crashed)
+    data = bytearray(crashed.read_bytes())
+    refused = 0
+    for block in range(journal.end, journal.end + 5):
+        place = journal.file.place(block) * 1024
+        for at in range(place, place + 1024, 31):
+            data[at] ^= 0x10
+            try:
+                found = read_allocation("ext4", BytesVolume(data)).allocated
+                assert not sure - found
+                assert not found - sound
+            except NotUnderstoodError as error:
+                assert "fast commits in the journal are damaged" in str(error)
+                refused += 1
+            data[at] ^= 0x10
+    assert refused > 5
 
 
 def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:
@@ -160,108 +225,6 @@ def test_fast_commits_from_before_the_last_full_one(tmp_path: Path) -> None:
     )
     assert allocated(crashed).allocated == allocated_by_dumpe2fs(crashed) | recovered(crashed)
     assert allocated(image).allocated == allocated_by_dumpe2fs(image)
-
-
-class HandMade:
-    """A small volume with a log written by debugfs: bitmaps of group 6 of our choosing."""
-
-    def __init__(self, folder: Path, options: str) -> None:
-        self.image = make(folder / "image", 64 * MIB, "-b", "1024", *options.split())
-        self.before = allocated_by_dumpe2fs(self.image)
-        volume = FileVolume(self.image)
-        self._layout = read_layout(volume.read(1024, 1024), volume.size)
-        self._blocks = Blocks(volume, self._layout.block_size)
-        self._place = read_groups(self._blocks, self._layout).block_bitmap[6]
-        self._journal = journal_of(self.image).file
-        self._transactions: list[str] = []
-        self._contents: list[tuple[int, bytes]] = []
-
-    def patch_journal(self, offset: int, content: bytes) -> None:
-        """Overwrite bytes of the journal; `offset` counts in the journal file."""
-        with self.image.open("r+b") as file:
-            file.seek(self._journal.place(offset // 1024) * 1024 + offset % 1024)
-            file.write(content)
-
-    def log(self, *clusters: int, begin: bytes = b"", flags: str = "") -> None:
-        """A transaction that puts `clusters` of group 6 to use.
-
-        `begin` replaces the first bytes of the bitmap. The descriptors go along, because of the
-        checksums in them; group 6 has its descriptor in the first block of them.
-        """
-        bitmap = bytearray(self._blocks.read(self._place, 1))
-        for cluster in clusters:
-            bitmap[cluster // 8] |= 1 << cluster % 8
-        bitmap[: len(begin)] = begin
-        ((first, _),) = self._layout.descriptor_runs()
-        table = bytearray(self._blocks.read(first, 1))
-        at = 6 * self._layout.desc_size
-        desc = table[at : at + self._layout.desc_size]
-        desc[0x12] &= ~0x2  # BLOCK_UNINIT
-        if self._layout.descriptor_checksum is DescriptorChecksum.CRC32C:
-            seed = self._layout.checksum_seed
-            csum = crc32c(seed, bytes(bitmap))
-            desc[0x18:0x1A] = (csum & 0xFFFF).to_bytes(2, "little")
-            if self._layout.desc_size > 32:
-                desc[0x38:0x3A] = (csum >> 16).to_bytes(2, "little")
-            desc[0x1E:0x20] = b"\0\0"
-            csum = crc32c(seed, (6).to_bytes(4, "little") + bytes(desc))
-            desc[0x1E:0x20] = (csum & 0xFFFF).to_bytes(2, "little")
-        table[at : at + len(desc)] = desc
-        self._add(f"-b {self._place},{first} {flags}", bytes(bitmap + table))
-        self._contents += [(self._place, bytes(bitmap)), (first, bytes(table))]
-
-    def revoke(self) -> None:
-        """A transaction that revokes the blocks that `log` writes."""
-        ((first, _),) = self._layout.descriptor_runs()
-        self._add(f"-r {self._place},{first}", b"")
-
-    def write(self, version: str) -> None:
-        """Write the log, with this option of debugfs to choose checksums."""
-        debugfs(self.image, f"jo {version}", *self._transactions, "jc")
-
-    def _add(self, options: str, content: bytes) -> None:
-        file = self.image.with_name(f"transaction{len(self._transactions)}")
-        file.write_bytes(content)
-        self._transactions.append(f"jw {options} {file}")
-
-    def rotate(self, blocks: int) -> None:
-        """Move a log of up to 16 blocks so that it goes round after `blocks` of them."""
-        journal = journal_of(self.image)
-        content = journal.file.read(journal.start, 16)
-        ring = [*range(journal.end - blocks, journal.end), *range(journal.first, journal.end)]
-        for index in range(16):
-            self.patch_journal((journal.start + index) * 1024, bytes(1024))
-        for index in range(16):
-            self.patch_journal(ring[index] * 1024, content[index * 1024 : (index + 1) * 1024])
-        self.patch_journal(0x1C, struct.pack(">I", ring[0]))
-        if journal.has_block_checksums:
-            self.patch_journal(0xFC, bytes(4))
-            checksum = crc32c(CRC_START, self._journal.read(0, 1))
-            self.patch_journal(0xFC, struct.pack(">I", checksum))
-
-    def checkpoint(self, *which: int) -> None:
-        """Put logged blocks to their places: 0 the first bitmap, 1 its descriptors, 2 ..."""
-        with self.image.open("r+b") as file:
-            for index in which:
-                place, content = self._contents[index]
-                file.seek(place * 1024)
-                file.write(content)
-
-    def extra(self) -> Extents:
-        """What the reader keeps beyond what was in use before the log was written."""
-        return allocated(self.image).allocated - self.before
-
-    def expected(self, *clusters: int) -> Extents:
-        """The part of these clusters that was not in use before."""
-        start = self._layout.group_start(6)
-        blocks = [(start + cluster) * 1024 for cluster in clusters]
-        return Extents.of((block, block + 1024) for block in blocks) - self.before
-
-    def recovered(self) -> Extents:
-        """What a replay by e2fsck and nothing else adds."""
-        replayed = copy(self.image, "replayed")
-        run("e2fsck", "-y", "-E", "journal_only", replayed)
-        return allocated_by_dumpe2fs(replayed) - self.before
 
 
 LOGS = {

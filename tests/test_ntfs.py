@@ -18,15 +18,11 @@ import pytest
 from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
+from tests.disks import run, scrubbed
+from tests.ntfs_images import NO_CLIENT, STRIDE, protect, restart_page, runs_of
 from tests.volumes import BytesVolume, FileVolume
 
 MIB = 1 << 20
-STRIDE = 512
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 def mkfs(path: Path, size: int, *options: str) -> Path:
@@ -114,31 +110,12 @@ def ntfsinfo(image: Path, field: str) -> int:
     return int(value)
 
 
-def runs_of(image: Path, inode: int) -> list[tuple[int, int]]:
-    """(LCN, length) of all runs of an inode, by ntfscluster."""
-    text = run("ntfscluster", "-f", "-I", str(inode), image)
-    rows = re.findall(r"^ +\d+ +(\d+) +(\d+) *$", text, re.MULTILINE)
-    return [(int(lcn), int(length)) for lcn, length in rows]
-
-
 def contents(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
-
-
-def scrubbed(image: Path, keep: Extents) -> Path:
-    """A copy in which everything outside `keep` is garbage."""
-    copy = image.with_name(f"scrubbed-{image.name}")
-    shutil.copyfile(image, copy)
-    with copy.open("r+b") as file:
-        for start, end in keep.complement(0, image.stat().st_size):
-            file.seek(start)
-            while start < end:
-                start += file.write(b"\xa5" * min(MIB, end - start))
-    return copy
 
 
 def check_scrubbed_copy_is_complete(image: Path) -> None:
@@ -208,40 +185,6 @@ def unprotect(block: bytearray) -> bytearray:
     for index in range(1, usa_count):
         block[index * STRIDE - 2 : index * STRIDE] = block[usa_ofs + 2 * index :][:2]
     return block
-
-
-def protect(block: bytearray) -> bytearray:
-    usa_ofs, usa_count = struct.unpack_from("<HH", block, 4)
-    for index in range(1, usa_count):
-        block[usa_ofs + 2 * index : usa_ofs + 2 * index + 2] = block[index * STRIDE - 2 :][:2]
-        block[index * STRIDE - 2 : index * STRIDE] = block[usa_ofs : usa_ofs + 2]
-    return block
-
-
-NO_CLIENT = 0xFFFF
-
-
-def restart_page(
-    lsn: int = 0x100000,
-    in_use: int = 0,
-    flags: int = 0,
-    version: tuple[int, int] = (1, 1),
-    magic: bytes = b"RSTR",
-    file_size: int = 2 * MIB,
-    clients: int = 1,
-) -> bytes:
-    """A restart page as libntfs-3g's logfile.h describes it."""
-    page = bytearray(4096)
-    major, minor = version
-    struct.pack_into("<4sHHQIIHhh", page, 0, magic, 30, 9, 0, 4096, 4096, 48, minor, major)
-    free = 0 if in_use == NO_CLIENT else NO_CLIENT
-    bits = 67 - file_size.bit_length()
-    area = (lsn, clients, free, in_use, flags, bits, 224, 64, file_size, 0, 48, 64, 7, 0)
-    struct.pack_into("<QHHHHIHHqIHHII", page, 48, *area)
-    client = (lsn, lsn, NO_CLIENT, NO_CLIENT, 0, 8, "NTFS".encode("utf-16-le"))
-    struct.pack_into("<QQHHH6xI8s", page, 48 + 64, *client)
-    struct.pack_into("<H", page, 30, 0x1234)
-    return bytes(protect(page))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents
+from imager.filesystems.recognised import reason_to_keep
 
 
 class Volume(Protocol):
@@ -50,6 +51,7 @@ _READERS: dict[str, str] = {
     "ext3": "imager.filesystems.ext",
     "ext4": "imager.filesystems.ext",
     "f2fs": "imager.filesystems.f2fs",
+    "hfsplus": "imager.filesystems.hfsplus",
     "msdos": "imager.filesystems.fat",
     "ntfs": "imager.filesystems.ntfs",
     "swap": "imager.filesystems.swap",
@@ -73,7 +75,7 @@ def read_allocation(kind: str, volume: Volume) -> Allocation:
     """
     module = _READERS.get(kind)
     if module is None:
-        raise NotUnderstoodError(f"allocation of {kind} is not known to this version")
+        raise NotUnderstoodError(reason_to_keep(kind))
     allocation: Allocation = importlib.import_module(module).read_allocation(volume)
     if allocation.allocated and allocation.allocated.end > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")

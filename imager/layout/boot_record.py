@@ -8,6 +8,7 @@ Sources: UEFI 2.10, section 5.2 (legacy and protective MBR); Microsoft's FAT spe
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from imager.errors import NotUnderstoodError
@@ -25,15 +26,19 @@ _BPB = struct.Struct("<HBHBHHBH")
 _BPB_OFFSET = 11
 _OEM_NAMES = (b"NTFS    ", b"EXFAT   ", b"-FVE-FS-", b"ReFS\0\0\0\0")
 
+_BSD = (
+    (512, b"\x57\x45\x56\x82", 512 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
+    (64, b"\x57\x45\x56\x82", 64 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
+)
 _FOREIGN = (
+    *_BSD,
     (0, b"ER", 512, b"PM\0\0", "an Apple partition map"),
     (0, b"ER", 2048, b"PM\0\0", "an Apple partition map"),
-    (512, b"\x57\x45\x56\x82", 512 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
     (0, b"\x0b\xe5\xa9\x41", 0, b"", "an SGI disk label"),
     (508, b"\xda\xbe", 0, b"", "a Sun disk label"),
-    (64, b"\x57\x45\x56\x82", 64 + 132, b"\x57\x45\x56\x82", "a BSD disk label"),
     (4, b"IPL1", 0, b"", "a PC-98 partition table"),
     (0, b"\xc9\xc2\xd4\xc1", 0, b"", "an AIX boot record"),
+    (0, b"RDSK", 0, b"", "an Amiga partition table"),
 )
 """Tables that are recognised only to say so: (offset, magic, second offset, second magic, name)."""
 FOREIGN_SPAN = 4096
@@ -107,13 +112,22 @@ def is_file_system_boot_sector(sector: bytes) -> bool:
         bpb.BPB_BytsPerSec in (512, 1024, 2048, 4096)
         and bpb.BPB_SecPerClus.bit_count() == 1
         and bpb.BPB_RsvdSecCnt > 0
-        and bpb.BPB_NumFATs in (1, 2)
+        and bpb.BPB_NumFATs in (1, 2, 3, 4)
         and (bpb.BPB_Media == 0xF0 or bpb.BPB_Media >= 0xF8)
     )
 
 
 def refuse_foreign(start: bytes) -> None:
     """NotUnderstoodError if the disk's first `FOREIGN_SPAN` bytes hold another system's table."""
-    for offset, magic, second, more, name in _FOREIGN:
+    _refuse(start, _FOREIGN)
+
+
+def refuse_slices(start: bytes) -> None:
+    """NotUnderstoodError if a partition that begins so is divided by a BSD disk label."""
+    _refuse(start, _BSD)
+
+
+def _refuse(start: bytes, tables: Iterable[tuple[int, bytes, int, bytes, str]]) -> None:
+    for offset, magic, second, more, name in tables:
         if start.startswith(magic, offset) and start.startswith(more, second):
-            raise NotUnderstoodError(f"the disk has {name}")
+            raise NotUnderstoodError(f"it has {name}")

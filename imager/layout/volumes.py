@@ -8,6 +8,7 @@ from imager.errors import NotUnderstoodError, ReadFailedError
 from imager.extents import Extents
 from imager.filesystems import Allocation, Volume, read_allocation
 from imager.layout.blkid import Identity
+from imager.layout.boot_record import FOREIGN_SPAN, refuse_slices
 from imager.layout.model import Partition, VolumeLayout
 from imager.layout.slice import Slice
 from imager.layout.table import read_table
@@ -76,6 +77,8 @@ def _allocation(volume: Volume, identity: Identity | None, nested: bool) -> Allo
     """
     if identity is None or identity.kind is None:
         raise NotUnderstoodError("no file system recognised")
+    if nested and volume.size >= FOREIGN_SPAN:
+        refuse_slices(volume.read(0, FOREIGN_SPAN))
     if nested and identity.table and read_table(volume).partitions:
         raise NotUnderstoodError(f"it has both {identity.kind} and a partition table")
     allocation = read_allocation(identity.kind, volume)

@@ -2,15 +2,17 @@
 
 A file system that was not unmounted has bitmaps in its journal that are newer than those on disk.
 The allocation is then the union of what the bitmaps on disk say and what they say once the journal
-has been replayed, in memory.
+has been replayed, in memory; and of what fast commits behind the log put to use.
 """
 
 from __future__ import annotations
 
 from imager.errors import NotUnderstoodError
+from imager.extents import Extents
 from imager.filesystems import Allocation, Volume
 from imager.filesystems.ext.bitmaps import allocated_extents, read_bitmaps, union
 from imager.filesystems.ext.blocks import Blocks, ReplayedBlocks
+from imager.filesystems.ext.fast_commit import read_fast_commits
 from imager.filesystems.ext.groups import Groups, read_groups
 from imager.filesystems.ext.journal import Journal, read_journal
 from imager.filesystems.ext.layout import Layout
@@ -29,14 +31,15 @@ def read_allocation(volume: Volume) -> Allocation:
     layout = read_layout(volume.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE), volume.size)
     disk = Blocks(volume, layout.block_size)
     groups = read_groups(disk, layout)
-    journal, logged = None, {}
+    notes: list[str] = []
+    journal, added = None, Extents()
     if layout.journal_inum is not None:
         journal = read_journal(disk, layout, groups, layout.journal_inum)
-        logged = replay(journal, _map_blocks(layout, groups) if journal.start else frozenset())
     if journal is None or not journal.start:
         bitmaps = read_bitmaps(disk, layout, groups)
-        notes: tuple[str, ...] = ()
     else:
+        logged, sequence = replay(journal, _map_blocks(layout, groups))
+        added = read_fast_commits(journal, sequence, layout)
         replayed = ReplayedBlocks(volume, layout.block_size, logged)
         later_groups = _replayed_groups(replayed, layout, groups, volume.size)
         bitmaps = union(
@@ -44,8 +47,11 @@ def read_allocation(volume: Volume) -> Allocation:
             read_bitmaps(disk, layout, groups, unproven=logged),
             read_bitmaps(replayed, layout, later_groups),
         )
-        notes = ("journal not replayed: kept what is in use before and after",)
-    allocation = Allocation(allocated_extents(layout, bitmaps), layout.size, notes)
+        notes.append("journal not replayed: kept what is in use before and after")
+    if layout.external_journal:
+        notes.append("its journal is on another device, and empty")
+    allocated = allocated_extents(layout, bitmaps) | added
+    allocation = Allocation(allocated, layout.size, tuple(notes))
     _check_fixed(allocation, layout, groups, journal)
     return allocation
 

@@ -88,11 +88,17 @@ def _check(layout: Layout, groups: Groups, group: int, bitmap: bytes) -> None:
 
 
 def _derived_bitmap(layout: Layout, groups: Groups, group: int) -> bytes:
-    """The bitmap of a group with BLOCK_UNINIT: only fixed structures, of any group, are in use."""
+    """The bitmap of a group with BLOCK_UNINIT: only fixed structures, of any group, are in use.
+
+    One flag frees the whole group here, so the descriptor has to count the same number as free, as
+    it does on every sound volume: NotUnderstoodError otherwise.
+    """
     bits = bitarray(layout.bitmap_bytes * 8, endian="little")
     bits.setall(0)
     base = layout.group_start(group) * layout.block_size
     size = layout.cluster_size
     for start, end in groups.metadata.clip(base, layout.group_end(group) * layout.block_size):
         bits[(start - base) // size : -(-(end - base) // size)] = 1
+    if bits[: layout.group_clusters(group)].count(0) != groups.free_clusters[group]:
+        raise NotUnderstoodError(f"group {group} is marked as uninitialised but is in use")
     return bits.tobytes()

@@ -66,6 +66,8 @@ class Groups:
     """The first block of each group's inode table."""
     block_uninit: bytearray
     """1 where the block bitmap on disk was never written."""
+    free_clusters: array[int]
+    """What each descriptor counts as free."""
     metadata: Extents
     """Bytes of superblocks, descriptors, bitmaps and inode tables: always in use."""
 
@@ -77,7 +79,7 @@ def read_groups(blocks: Blocks, layout: Layout) -> Groups:
     each other within the file system.
     """
     block_bitmap, inode_bitmap, inode_table = array("Q"), array("Q"), array("Q")
-    block_bitmap_csum = array("I")
+    block_bitmap_csum, free_clusters = array("I"), array("I")
     block_uninit = bytearray()
     checksum = _checksum(layout)
     table_blocks = layout.inode_table_blocks
@@ -103,9 +105,12 @@ def read_groups(blocks: Blocks, layout: Layout) -> Groups:
         inode_bitmap.append(places[1])
         inode_table.append(places[2])
         block_uninit.append(bool(desc.bg_flags & _BLOCK_UNINIT))
+        free_clusters.append(desc.bg_free_blocks_count_lo | desc.bg_free_blocks_count_hi << 16)
         block_bitmap_csum.append(desc.bg_block_bitmap_csum_lo | desc.bg_block_bitmap_csum_hi << 16)
     metadata = _metadata(layout, (block_bitmap, 1), (inode_bitmap, 1), (inode_table, table_blocks))
-    return Groups(block_bitmap, block_bitmap_csum, inode_table, block_uninit, metadata)
+    return Groups(
+        block_bitmap, block_bitmap_csum, inode_table, block_uninit, free_clusters, metadata
+    )
 
 
 def _descriptors(blocks: Blocks, layout: Layout) -> Iterator[bytes]:

@@ -27,9 +27,6 @@ MAX_JOURNAL_BLOCKS = 10_240_000
 _SUPERBLOCK_V2 = 4
 _CRC32C = 4
 _DEFAULT_FAST_COMMIT_BLOCKS = 256
-_FAST_COMMIT_HEAD = struct.Struct("<HHII")
-_FAST_COMMIT_TAGS = range(1, 9)
-_FAST_COMMIT_HEAD_TAG = 9
 
 
 class JournalCompat(IntFlag):
@@ -104,20 +101,6 @@ class Journal:
     def has_block_checksums(self) -> bool:
         """Checksums of version 2 or 3: every block of the log has its own."""
         return bool(self.incompat & (JournalIncompat.CSUM_V2 | JournalIncompat.CSUM_V3))
-
-    def check_fast_commits(self, sequence: int) -> None:
-        """Raise NotUnderstoodError if fast commits may follow transaction `sequence` - 1.
-
-        They describe changes to inodes instead of holding blocks; replaying them is left out.
-        The kernel looks for them one block behind the log's end, and this also at the end.
-        """
-        if JournalIncompat.FAST_COMMIT not in self.incompat:
-            return
-        for block in range(self.end, min(self.end + 2, self.file.count)):
-            tag, _, _, tid = _FAST_COMMIT_HEAD.unpack_from(self.file.read(block, 1))
-            stale = tag == _FAST_COMMIT_HEAD_TAG and is_before(tid, sequence)
-            if tag in _FAST_COMMIT_TAGS or (tag == _FAST_COMMIT_HEAD_TAG and not stale):
-                raise NotUnderstoodError("journal holds fast commits")
 
 
 def is_before(sequence: int, other: int) -> bool:

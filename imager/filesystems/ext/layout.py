@@ -59,6 +59,8 @@ class Layout:
     uuid: bytes
     checksum_seed: int
     journal_inum: int | None
+    external_journal: bool
+    """Whether the journal is on another device; there is nothing in it then."""
     mmp_block: int | None
 
     def check(self, volume_size: int) -> None:

@@ -70,22 +70,21 @@ class _Incomplete(Exception):
     """The log ends here, or is damaged here."""
 
 
-def replay(journal: Journal, wanted: Container[int]) -> dict[int, LoggedBlock]:
+def replay(journal: Journal, wanted: Container[int]) -> tuple[dict[int, LoggedBlock], int]:
     """The newest committed copy in the log of each logged block in `wanted`.
 
-    Raises NotUnderstoodError where a transaction that was committed cannot be proven intact, or
-    where fast commits follow the log.
+    And the number of the transaction that would come next. Raises NotUnderstoodError where a
+    transaction that was committed cannot be proven intact.
     """
     if not journal.start:
-        return {}
+        return {}, journal.sequence
     log = _Log(journal, wanted)
     try:
         while True:
             log.read_transaction()
     except _Incomplete:
         log.check_end()
-    journal.check_fast_commits(log.sequence)
-    return log.replayed
+    return log.replayed, log.sequence
 
 
 class _Log:

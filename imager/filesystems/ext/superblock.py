@@ -66,7 +66,10 @@ class Incompat(IntFlag):
 
 
 class RoCompat(IntFlag):
-    """Known bits of s_feature_ro_compat. Snapshots, replica and shared_blocks are not."""
+    """Known bits of s_feature_ro_compat. Snapshots and replica are not.
+
+    With shared_blocks several files may have a block in common; the bitmaps mark it all the same.
+    """
 
     SPARSE_SUPER = 0x1
     LARGE_FILE = 0x2
@@ -79,6 +82,7 @@ class RoCompat(IntFlag):
     METADATA_CSUM = 0x400
     READONLY = 0x1000
     PROJECT = 0x2000
+    SHARED_BLOCKS = 0x4000
     VERITY = 0x8000
     ORPHAN_PRESENT = 0x10000
 
@@ -182,8 +186,11 @@ def _check_state(sb: Superblock, compat: Compat, incompat: Incompat) -> None:
     if not sb.s_state & _STATE_VALID:
         raise NotUnderstoodError("file system was not cleanly unmounted")
     if Compat.HAS_JOURNAL in compat:
-        if sb.s_journal_dev or not sb.s_journal_inum:
-            raise NotUnderstoodError("file system has an external journal")
+        if bool(sb.s_journal_dev) == bool(sb.s_journal_inum):
+            raise NotUnderstoodError("it is not clear where the journal is")
+        # The kernel sets RECOVER while it has the journal in use, and empties a journal without it.
+        if sb.s_journal_dev and Incompat.RECOVER in incompat:
+            raise NotUnderstoodError("its journal, on another device, was not replayed")
         if sb.s_journal_inum > sb.s_inodes_count:
             raise NotUnderstoodError("journal inode is out of range")
     elif Incompat.RECOVER in incompat:
@@ -226,7 +233,8 @@ def _layout(sb: Superblock, compat: Compat, incompat: Incompat, ro_compat: RoCom
         checksum_seed=(
             sb.s_checksum_seed if Incompat.CSUM_SEED in incompat else crc32c(CRC_START, sb.s_uuid)
         ),
-        journal_inum=sb.s_journal_inum if Compat.HAS_JOURNAL in compat else None,
+        journal_inum=(sb.s_journal_inum or None) if Compat.HAS_JOURNAL in compat else None,
+        external_journal=Compat.HAS_JOURNAL in compat and not sb.s_journal_inum,
         mmp_block=sb.s_mmp_block if Incompat.MMP in incompat else None,
     )
 

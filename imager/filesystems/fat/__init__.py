@@ -12,14 +12,16 @@ reserved values included. Chains are not walked: crossed or looping ones keep th
 every stick that was pulled out. FAT has no journal: nothing will ever be replayed into the table,
 it is the allocation. Where a directory entry reached the disk before the table did, the file's
 clusters are free to every driver, and repair tools cut the file to its chain, so a copy without
-them is worth as much as the original. A table caught in the middle of an update shows in copies
-that differ or in root directory entries that point to free clusters; both are refused.
+them is worth as much as the original. A table caught in the middle of an update shows in root
+directory entries that point to free clusters, which is refused, or in copies that differ: then what
+any of them has in use is kept, so that it does not matter which of them a driver or a repair tool
+takes for the true one.
 
 *An entry that points outside of the volume is refused.* It would keep its own cluster, but no
 driver writes such a link: the table is damaged, and then its zeros prove nothing.
 
 *The layout is proven, not believed*, as a wrong boot sector (boot code copied over it, say) would
-shift every cluster: the tables must begin and agree where it says, a single one must not run into
+shift every cluster: the tables must begin where it says, a single one must not run into
 what follows it, FAT32 has a backup to compare with; the root directory must not be empty if there
 are files, its entries must point to allocated clusters, and directories among them must begin with
 their "." entry. FSInfo's free count proves nothing and is not read.
@@ -45,7 +47,9 @@ def read_allocation(volume: Volume) -> Allocation:
     check_length(volume, layout)
     builder = ExtentsBuilder()
     builder.add(0, layout.data)
-    for number, used in used_clusters(volume, layout):
+    agree = True
+    for number, used, same in used_clusters(volume, layout):
+        agree &= same
         builder.add_bitmap(used.tobytes(), len(used), layout.cluster, layout.offset(number))
     builder.add(layout.offset(layout.clusters + 2), layout.size)
     allocated = builder.build()
@@ -55,4 +59,6 @@ def read_allocation(volume: Volume) -> Allocation:
         notes.append("not cleanly unmounted")
     if layout.state & STATE_DISK_ERROR or layout.kind.no_error & ~flags:
         notes.append("marked as having met disk errors")
+    if not agree:
+        notes.append("the file allocation tables differ: kept what any of them has in use")
     return Allocation(allocated, layout.size, tuple(notes))

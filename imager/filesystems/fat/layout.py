@@ -69,6 +69,9 @@ _ACTIVE_FAT, _NOT_MIRRORED = 0x000F, 0x0080
 _NO_SECTOR = (0, 0xFFFF)
 _DIRECTORY_ENTRY_SIZE = 32
 
+_MOST_FATS = 4
+"""As mkfs.fat makes them; the specification has no limit, and two are usual."""
+
 _DISPUTED_COUNTS = (4085, 4086)
 """FAT16 by the specification, FAT12 to Windows NT; formatting tools stay away from them."""
 
@@ -98,7 +101,7 @@ class Layout(NamedTuple):
     sector: int
     media: int
     fats: tuple[int, ...]
-    """Offsets of the tables that are in force and so must agree."""
+    """Offsets of the tables that are in force: what one has in use, is."""
     fat_size: int
     root: int
     """Offset of the root directory, or of its first cluster."""
@@ -215,7 +218,7 @@ def _check_shared_fields(volume: Volume, boot: BootSector) -> None:
         raise NotUnderstoodError("cluster size makes no sense")
     if boot.BPB_RsvdSecCnt == 0:
         raise NotUnderstoodError("no reserved sectors")
-    if boot.BPB_NumFATs not in (1, 2):
+    if not 1 <= boot.BPB_NumFATs <= _MOST_FATS:
         raise NotUnderstoodError("number of file allocation tables makes no sense")
     if boot.BPB_Media not in _MEDIA:
         raise NotUnderstoodError("unknown media type")

@@ -58,26 +58,37 @@ def check_length(volume: Volume, layout: Layout) -> None:
         raise NotUnderstoodError("file allocation table has more entries than the volume clusters")
 
 
-def used_clusters(volume: Volume, layout: Layout) -> Iterator[tuple[int, bitarray]]:
-    """Pieces of the table: the first cluster's number, and a bit for each whose entry is not 0.
+def used_clusters(volume: Volume, layout: Layout) -> Iterator[tuple[int, bitarray, bool]]:
+    """Pieces of the tables: the first cluster's number, a bit for each in use, do the tables agree.
 
-    Raises NotUnderstoodError where tables differ or an entry is neither 0, nor a cluster of the
-    volume, nor one of the reserved values (bad cluster and end of chain among them), which are the
-    sixteen highest. Value 1 is reserved as well, and keeps its cluster.
+    In use is what any table has an entry for that is not 0. Raises NotUnderstoodError where one is
+    neither 0, nor a cluster of the volume, nor one of the reserved values (bad cluster and end of
+    chain among them), which are the sixteen highest. Value 1 is reserved as well, and keeps its
+    cluster.
     """
+    for number, tables in _pieces(volume, layout):
+        agree = all(table == tables[0] for table in tables)
+        first, *others = tables[:1] if agree else tables
+        used = _used(first, layout)
+        for table in others:
+            used |= _used(table, layout)
+        yield number, used, agree
+
+
+def _used(entries: bytes, layout: Layout) -> bitarray:
+    """A bit for each entry of a piece of one table: whether it is not 0."""
     mask = layout.kind.mask
     last = layout.clusters + 1
-    for number, entries in _pieces(volume, layout):
-        width = 4 if layout.kind is FAT32 else 2
-        planes = [entries[byte::width] for byte in range(width)]
-        no_cluster = _above(planes, mask, last).count()
-        if no_cluster and no_cluster != _above(planes, mask, max(last, mask - 16)).count():
-            raise NotUnderstoodError("file allocation table points outside of the volume")
-        yield number, _above(planes, mask, 0)
+    width = 4 if layout.kind is FAT32 else 2
+    planes = [entries[byte::width] for byte in range(width)]
+    no_cluster = _above(planes, mask, last).count()
+    if no_cluster and no_cluster != _above(planes, mask, max(last, mask - 16)).count():
+        raise NotUnderstoodError("file allocation table points outside of the volume")
+    return _above(planes, mask, 0)
 
 
-def _pieces(volume: Volume, layout: Layout) -> Iterator[tuple[int, bytes]]:
-    """The entries of all clusters, as bytes, with the number of the first."""
+def _pieces(volume: Volume, layout: Layout) -> Iterator[tuple[int, list[bytes]]]:
+    """The entries of all clusters, as bytes, of each table, with the number of the first."""
     bits = layout.kind.bits
     end = layout.clusters + 2
     # FAT[0] and FAT[1] stand for no cluster.
@@ -85,9 +96,9 @@ def _pieces(volume: Volume, layout: Layout) -> Iterator[tuple[int, bytes]]:
         stop = min(first + _AT_ONCE, end)
         begin, length = first * bits // 8, -(-stop * bits // 8) - first * bits // 8
         tables = [volume.read(fat + begin, length) for fat in layout.fats]
-        if any(table != tables[0] for table in tables):
-            raise NotUnderstoodError("the file allocation tables differ")
-        yield first, _widened(tables[0], stop - first) if layout.kind is FAT12 else tables[0]
+        if layout.kind is FAT12:
+            tables = [_widened(table, stop - first) for table in tables]
+        yield first, tables
 
 
 def _widened(table: bytes, count: int) -> bytes:
