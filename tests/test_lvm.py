@@ -178,7 +178,7 @@ def test_restored_volumes_are_what_they_were(lab: Lab, tmp_path: Path) -> None:
         imager("restore", "--yes", tmp_path / "image", disk.path)
         disk.scan()
         lvm = lab.lvm(disk, other)
-        assert "vg" in lvm.run("vgck", "--verbose", "vg") or True
+        lvm.run("vgck", "vg")
         for name, tree in lab.trees.items():
             with LoopDevice(lvm.read("vg", name, tmp_path / name), read_only=True) as device:
                 assert files_of(device.path, "ext4", tmp_path) == tree
@@ -357,10 +357,10 @@ def test_text_wraps_around_in_its_area(lab: Lab, tmp_path: Path) -> None:
     path = tmp_path / "pv"
     with LoopDevice(path, 32 * MIB) as device:
         lvm = Lvm(tmp_path, (device.path,))
-        lvm.run("pvcreate", "--metadatasize", "64k", device.path)
+        lvm.run("pvcreate", "--metadatasize", "60k", "--dataalignment", "64k", device.path)
         lvm.run("vgcreate", "-s", "1m", "ring", device.path)
-        wrapped = False
-        for number in range(30):
+        wrapped = 0
+        for number in range(29):
             lvm.create("ring", f"a-volume-with-a-long-name-{number}" + "x" * 60, 1)
             volume = FileVolume(path)
             group = read_group(read_label(volume).metadata[0])
@@ -368,9 +368,7 @@ def test_text_wraps_around_in_its_area(lab: Lab, tmp_path: Path) -> None:
             header = get(path, 4096, 512)
             offset, size = (int.from_bytes(header[at : at + 8], "little") for at in (40, 48))
             area = int.from_bytes(header[32:40], "little")
-            wrapped = wrapped or offset + size > area
-            if number == 28:
-                break
+            wrapped += offset + size > area
         assert wrapped
 
 
