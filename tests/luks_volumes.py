@@ -30,7 +30,7 @@ def encrypt(plain: Path, target: Path, sector_size: int = 512, version: int = 2)
     key = key_file(target.parent)
     run(
         "cryptsetup", "reencrypt", "--encrypt", "--type", "luks2", "--batch-mode", *_QUICK,
-        "--reduce-device-size", f"{2 * HEADER}", "--sector-size", f"{sector_size}",
+        "--resilience", "none", "--reduce-device-size", f"{2 * HEADER}", "--sector-size", f"{sector_size}",
         "--key-file", key, target,
     )  # fmt: skip
     with target.open("r+b") as file:
@@ -48,8 +48,8 @@ def decrypt(luks: Path, target: Path) -> Path:
     if "Version:       \t1" in run("cryptsetup", "luksDump", target):
         run("cryptsetup", "convert", "--batch-mode", "--type", "luks2", target)
     run(
-        "cryptsetup", "reencrypt", "--decrypt", "--batch-mode", "--force-offline-reencrypt", "--key-file", key,
-        "--header", header, target,
+        "cryptsetup", "reencrypt", "--decrypt", "--batch-mode", "--force-offline-reencrypt",
+        "--key-file", key, "--header", header, target,
     )  # fmt: skip
     with target.open("r+b") as file:
         file.truncate(luks.stat().st_size - HEADER)

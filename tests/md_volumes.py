@@ -98,5 +98,5 @@ def _version_0(array: Array, size: int) -> bytes:
 
 
 def _sum(block: bytes | bytearray) -> int:
-    total = sum(struct.unpack(f"<{len(block) // 4}I", block))
+    total: int = sum(struct.unpack(f"<{len(block) // 4}I", block))
     return ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF

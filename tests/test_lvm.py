@@ -172,7 +172,7 @@ def test_metadata_and_what_is_around_the_extents_are_kept(lab: Lab) -> None:
 def test_restored_volumes_are_what_they_were(lab: Lab, tmp_path: Path) -> None:
     imager("capture", lab.disk, tmp_path / "image")
     layout = info(tmp_path / "image")["head"]["layout"]
-    assert [child["name"] for child in layout["volumes"][0]["children"]][0] == "vg/root"
+    assert layout["volumes"][0]["children"][0]["name"] == "vg/root"
     garbage(tmp_path / "target", SIZE)
     with LoopDevice(tmp_path / "target") as disk, LoopDevice(lab.other) as other:
         imager("restore", "--yes", tmp_path / "image", disk.path)

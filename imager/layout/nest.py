@@ -33,6 +33,9 @@ _MAX_DEPTH = 8
 """How many containers may lie in each other: encrypted LVM on a RAID has three."""
 _MAX_NODES = 1000
 
+CONTAINERS = frozenset({"LVM2_member", "crypto_LUKS", "linux_raid_member"})
+"""blkid's names of what other volumes lie in."""
+
 IdentifyAt = Callable[[int, int], Identity | None]
 """What lies at an offset of the disk, of a size; as `blkid.identify`."""
 
@@ -119,15 +122,20 @@ class Nest:
 
     def solve(self) -> list[Piece]:
         """All that was added, in that order, with what is stored of each."""
+        self.explore()
+        found = [root.used() for root in self._roots]
+        # A logical volume hangs below one of its members, but lies in all of them.
+        everything = Extents.union(found)
+        return [self._piece(root, everything) for root in self._roots]
+
+    def explore(self) -> list[Node]:
+        """All that was added, in that order, with what was found in it."""
         while self._todo:
             while self._todo:
                 self._read(self._todo.pop())
             for group in self._members.take():
                 assemble(group, self._tree, self._add_child)
-        found = [root.used() for root in self._roots]
-        # A logical volume hangs below one of its members, but lies in all of them.
-        everything = Extents.union(found)
-        return [self._piece(root, everything) for root in self._roots]
+        return self._roots
 
     def _piece(self, root: Node, everything: Extents) -> Piece:
         layout, whole = store_raw(self._disk, root.at, root.identity, "")
