@@ -14,7 +14,7 @@ from imager.filesystems import Volume
 from imager.layout.luks.header import Header, read_header
 from imager.layout.luks.keys import Keys
 from imager.layout.md import read_member
-from imager.layout.view import View
+from imager.layout.view import Remembering, View
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,17 @@ def open_raid(outer: View, tree: BlockTree) -> Inside:
 
 
 def open_luks(
-    outer: View, tree: BlockTree, keys: Keys, number: int | None, stack: ExitStack
+    outer: View,
+    tree: BlockTree,
+    keys: Keys,
+    number: int | None,
+    stack: ExitStack,
+    disk: Volume,
 ) -> Inside:
     """What a LUKS volume in partition `number` holds, if it is open or `keys` open it.
 
     NotUnderstoodError where neither is so, or the header is not understood. What is opened for
-    reading is closed with `stack`.
+    reading is closed with `stack`; `disk` may remember what is read there.
     """
     keys.met(number)
     header = read_header(outer.volume)
@@ -65,6 +70,8 @@ def open_luks(
             extents = extents.align(unit).clip(0, header.size)
         return outer.place(extents.shift(header.offset))
 
+    if device and isinstance(disk, Remembering):
+        volume = disk.remember(volume, place)
     name = tree.attribute(device, "dm/name") if device else None
     around = Extents.span(header.offset, header.offset + header.size)
     how = "read while it was open" if device else "read with its passphrase"

@@ -191,7 +191,10 @@ class Nest:
                 self._members.add(node)
             elif kind == "crypto_LUKS":
                 number = node.at.number if node.at else None
-                self._enter(node, open_luks(node.view, self._tree, self._keys, number, self._stack))
+                self._enter(
+                    node,
+                    open_luks(node.view, self._tree, self._keys, number, self._stack, self._disk),
+                )
             elif kind == "linux_raid_member":
                 self._enter(node, open_raid(node.view, self._tree))
             else:

@@ -11,11 +11,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from imager.errors import ReadFailedError
 from imager.extents import Extents, ExtentsBuilder
 from imager.filesystems import Volume
 from imager.layout.slice import Slice
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A disk that remembers what is read of it, until that is written."""
+
+    def remember(self, volume: Volume, place: Callable[[Extents], Extents]) -> Volume:
+        """Do so for `volume`, too: its bytes lie on the disk where `place` says."""
 
 
 @dataclass(frozen=True)
