@@ -408,3 +408,35 @@ def test_text_that_is_none(text: str) -> None:
             parse(text)
     with pytest.raises(NotUnderstoodError):
         read_group(text)
+
+
+def test_metadata_changed_at_random(lab: Lab) -> None:
+    """Words and signs of the text moved, lost, doubled, exchanged: an answer, or a clear no."""
+    text = read_label(FileVolume(lab.disk, STARTS[1], 160 * MIB)).metadata[0]
+    tokens = re.findall(r'"[^"]*"|[\w.]+|[^\w"]', text)
+    numbers = ("0", "-1", "1", "20", "4294967296", "18446744073709551616", '"pv0"', "[", "}", "{")
+    chance = random.Random(11)
+    understood = 0
+    for _ in range(400):
+        changed = [*tokens]
+        for _ in range(chance.randint(1, 3)):
+            at, other = chance.randrange(len(changed)), chance.randrange(len(changed))
+            match chance.randrange(4):
+                case 0:
+                    changed[at] = chance.choice(numbers)
+                case 1:
+                    del changed[at]
+                case 2:
+                    changed[at] = changed[other]
+                case _:
+                    changed[at:at] = changed[other : other + chance.randrange(20)]
+        try:
+            group = read_group("".join(changed))
+        except NotUnderstoodError:
+            continue
+        understood += 1
+        for volume in group.volumes:
+            for run_ in volume.runs:
+                for area in run_.areas:
+                    assert area.extent + area.extents <= group.members[area.member].extents
+    assert 0 < understood < 400

@@ -238,3 +238,27 @@ def test_versions_do_not_get_in_the_way(tmp_path: Path, file_system: Path) -> No
     other = clone(disk, tmp_path / "other")
     write_superblock(other, replace(Array("1.1"), name="x"), START, LENGTH)
     assert look(other).used.covers(START, START + LENGTH)
+
+
+@pytest.mark.parametrize("version", ["0.90", "1.0", "1.2"])
+def test_superblocks_changed_at_random(tmp_path: Path, version: str) -> None:
+    """With a right checksum: what is understood lies within the member, beside the superblock."""
+    member = make_disk(tmp_path / "member", 4 * MIB)
+    chance = random.Random(7)
+    understood = 0
+    for _ in range(300):
+        value = chance.choice((0, 1, 2, 255, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1))
+        if version == "0.90":
+            array = Array(version, words={chance.randrange(1024): value})
+        else:
+            array = Array(version, fields={chance.randrange(64) * 4: ("I", value)})
+        write_superblock(member, array)
+        try:
+            found = read_member(FileVolume(member))
+        except NotUnderstoodError:
+            continue
+        understood += 1
+        assert 0 <= found.start < found.start + found.size <= 4 * MIB
+        at = super_offset(array, 4 * MIB)
+        assert not found.start <= at < found.start + found.size
+    assert 0 < understood < 300

@@ -63,8 +63,6 @@ class LogicalVolume:
     """Those segments that lie on physical volumes; all of it where it can be read through."""
     reason: str | None
     """Why it cannot be read through."""
-    hidden: bool
-    """A part of another volume."""
     extents: int
 
 
@@ -161,8 +159,7 @@ def _volume(
 ) -> LogicalVolume:
     runs: list[Run] = []
     reason = "other LVM volumes are built upon it" if name in below else None
-    hidden = "VISIBLE" not in _words(section, "status")
-    if hidden:
+    if "VISIBLE" not in _words(section, "status"):
         reason = reason or "it is a part of other LVM volumes"
     if not _words(section, "status") <= _VOLUME_STATUS or _words(section, "flags") - _VOLUME_FLAGS:
         reason = reason or "LVM has work to do on it"
@@ -188,7 +185,7 @@ def _volume(
     if not position or _number(section, "segment_count", _MAX_SEGMENTS) != len(_segments(section)):
         raise NotUnderstoodError("an LVM volume has gaps")
     return LogicalVolume(
-        name, _string(section, "id").replace("-", ""), tuple(runs), reason, hidden, position
+        name, _string(section, "id").replace("-", ""), tuple(runs), reason, position
     )
 
 

@@ -28,7 +28,8 @@ _MDA_HEADER_SIZE = 512
 _RAW_LOCATION = struct.Struct("<QQII")
 _IGNORED = 1
 """Flag of a location: this area is not kept up to date (`pvchange --metadataignore`)."""
-_MAX_TEXT = 16 << 20
+_MAX_TEXT = 4 << 20
+"""Bytes; a group of a thousand volumes takes a tenth of that."""
 _CRC_INITIAL = 0xF597A6CF
 
 

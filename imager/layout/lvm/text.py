@@ -21,7 +21,7 @@ Value = Union[Scalar, list[Scalar], "Section"]
 Section = dict[str, Value]
 
 _MAX_DEPTH = 16
-_MAX_TOKENS = 4_000_000
+_MAX_TOKENS = 2_000_000
 _TOKEN = re.compile(
     r"""(?:\s++|\#[^\n]*+)*+(?:
         (?P<string>"(?:[^"\\]|\\["\\])*+")
