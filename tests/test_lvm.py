@@ -216,6 +216,14 @@ def rewrite(disk: Path, number: int, edit: Edit) -> None:
         put(disk, start + offset, bytes(header) + text)
 
 
+def edited(lab: Lab, folder: Path, edit: Edit) -> Path:
+    """A copy of the disk whose metadata are changed in both partitions."""
+    disk = clone(lab.disk, folder / "disk")
+    for number in STARTS:
+        rewrite(disk, number, edit)
+    return disk
+
+
 def replaced(old: str, new: str, count: int = 1) -> Edit:
     """An edit that must find something."""
 
@@ -259,10 +267,8 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_metadata_that_prove_nothing(lab: Lab, tmp_path: Path, name: str) -> None:
-    disk = clone(lab.disk, tmp_path / "disk")
     edit, reason = WHOLE[name]
-    for number in STARTS:
-        rewrite(disk, number, edit)
+    disk = edited(lab, tmp_path, edit)
     found = look(disk)
     first = found.layout.volumes[0]
     assert first.stored == "raw" and reason in (first.reason or "")
@@ -319,9 +325,7 @@ zero_new_blocks = 1
 
 @pytest.mark.parametrize("edit", [snapshot, thin])
 def test_what_others_are_built_upon_is_whole(lab: Lab, tmp_path: Path, edit: Edit) -> None:
-    disk = clone(lab.disk, tmp_path / "disk")
-    for number in STARTS:
-        rewrite(disk, number, edit)
+    disk = edited(lab, tmp_path, edit)
     found = look(disk)
     inside = nested(found.layout.volumes[0])
     for name in ("root", "swap"):
@@ -334,20 +338,16 @@ def test_what_others_are_built_upon_is_whole(lab: Lab, tmp_path: Path, edit: Edi
 
 
 def test_one_volume_in_a_state_that_is_not_known(lab: Lab, tmp_path: Path) -> None:
-    disk = clone(lab.disk, tmp_path / "disk")
     edit = replaced(r"(root \{\s+id = .*\s+status = )\[(.*)\]", r'\1[\2, "LOCKED"]')
-    for number in STARTS:
-        rewrite(disk, number, edit)
+    disk = edited(lab, tmp_path, edit)
     inside = nested(look(disk).layout.volumes[0])
     assert inside["vg/root"].reason == "LVM has work to do on it"
     assert inside["vg/span"].stored == "used"
 
 
 def test_volume_that_refers_to_itself(lab: Lab, tmp_path: Path) -> None:
-    disk = clone(lab.disk, tmp_path / "disk")
     edit = replaced(r'(root \{[^\0]*?stripes = \[\s*)"pv0"', r'\1"root"')
-    for number in STARTS:
-        rewrite(disk, number, edit)
+    disk = edited(lab, tmp_path, edit)
     inside = nested(look(disk).layout.volumes[0])
     assert inside["vg/root"].stored == "raw"
 

@@ -15,7 +15,7 @@ printf 'correct horse' > /run/key
 make_layers() {
     quietly sgdisk -n1:17M:+64M -n2:0:+72M -n3:0:+40M -n4:0:+48M "$disk"
     udevadm settle
-    quietly mdadm --create /dev/md0 --run --assume-clean --metadata=1.2 --level=1 \
+    quietly mdadm --create /dev/md0 --run --assume-clean --metadata=1.2 --level=1 --bitmap=internal \
         --raid-devices=2 "$disk-part3" "$twin"
     quick="--batch-mode --pbkdf pbkdf2 --pbkdf-force-iterations 1000 --key-file /run/key"
     quietly pvcreate "$disk-part1" "$disk-part4"
@@ -89,7 +89,7 @@ bring_back() {
     wipe
     say "restoring $1"
     quietly imager restore --quiet --yes "$here/$1.img" "$disk"
-    quietly partx -u "$disk"
+    partx -u "$disk" || true # they are the same as before
     say "checking $1"
     open_all
     check_all
