@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.disks import make_disk
+from tests.loop import LoopDevice
 from tests.loop import run as run_tool
 
 MIB = 1 << 20
@@ -114,6 +115,19 @@ class Lvm:
         )
         found: list[dict[str, str]] = said["report"][0][kind]
         return found
+
+
+def small_group(path: Path, content: Path) -> Path:
+    """A physical volume of 26 MiB; crypt/root holds the bytes of `content`, in two pieces."""
+    with LoopDevice(path, 26 * MIB) as device:
+        lvm = Lvm(path.parent, (device.path,))
+        lvm.run("pvcreate", device.path)
+        lvm.run("vgcreate", "-s", "1m", "crypt", device.path)
+        lvm.create("crypt", "root", 4, device.path)
+        lvm.create("crypt", "left", 2, device.path)
+        lvm.extend("crypt", "root", content.stat().st_size // EXTENT - 4, device.path)
+        lvm.write("crypt", "root", content)
+    return path
 
 
 def make_ext4(path: Path, size: int, files: Path, *options: str) -> Path:

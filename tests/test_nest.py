@@ -30,13 +30,13 @@ from tests.comparing import files_of
 from tests.disks import MIB, copy_into, get, make_disk, put
 from tests.loop import LoopDevice, run
 from tests.luks_volumes import HEADER, PASSPHRASE, decrypt, encrypt, key_file
-from tests.lvm_volumes import Lvm, make_ext4
+from tests.lvm_volumes import Lvm, make_ext4, small_group
 from tests.md_volumes import Array, write_superblock
 from tests.small_disk import garbage
 from tests.volumes import BytesVolume, FileVolume
 
-ROOT, PLAIN = 10, 12
-"""Extents (MiB) of the file systems."""
+ROOT = 10
+"""Extents (MiB) of the file system."""
 
 
 class Lab:
@@ -48,16 +48,7 @@ class Lab:
         sample_disk.write_tree(files, MIB, 1)
         (files / "deleted").write_bytes(random.Random(2).randbytes(2 * MIB))
         self.root = make_ext4(folder / "root", ROOT * MIB, files, "-L", "root", "-m", "0")
-        group = make_disk(folder / "group", 26 * MIB)
-        with LoopDevice(group) as device:
-            lvm = Lvm(folder, (device.path,))
-            lvm.run("pvcreate", device.path)
-            lvm.run("vgcreate", "-s", "1m", "crypt", device.path)
-            lvm.create("crypt", "root", 4, device.path)
-            lvm.create("crypt", "left", 2, device.path)
-            lvm.extend("crypt", "root", ROOT - 4, device.path)
-            lvm.write("crypt", "root", self.root)
-        self.group = group
+        group = self.group = small_group(folder / "group", self.root)
         self.array = Array("1.2")
         outer = encrypt(group, folder / "outer", 4096)
         self.size1 = outer.stat().st_size + MIB
