@@ -140,7 +140,8 @@ class Counting(BytesVolume):
 
 def test_what_is_open_is_remembered_until_it_is_written() -> None:
     """In the freeze of a live capture only what was written has to be read again."""
-    inner = Counting(bytearray(8192))
+    data = bytearray(8192)
+    inner = Counting(data)
     remembered = RememberedVolume(BytesVolume(bytes(65536)), ())
 
     def place(extents: Extents) -> Extents:
@@ -154,7 +155,7 @@ def test_what_is_open_is_remembered_until_it_is_written() -> None:
     remembered.written(Extents.span(512, 1536))
     remembered.remember(inner, place).read(512, 1024)
     assert inner.reads == 1
-    inner.data[600] = 7
+    data[600] = 7
     remembered.written(Extents.span(16384 + 1024, 16384 + 1536))
     assert remembered.remember(inner, place).read(512, 1024)[88] == 7
     assert inner.reads == 2
