@@ -66,7 +66,7 @@ screens: setup
 # In an environment of its own: Debian's Python takes no packages from elsewhere.
 install: setup
 	$(PYTHON) -m venv $(PREFIX)/lib/imager
-	$(PREFIX)/lib/imager/bin/python -m pip install --quiet --disable-pip-version-check '.[rescue]'
+	$(PREFIX)/lib/imager/bin/python -m pip install --quiet --disable-pip-version-check '.[rescue,unlock]'
 	install -d $(PREFIX)/sbin
 	ln -sf ../lib/imager/bin/imager $(PREFIX)/sbin/imager
 	install -D -m 644 docs/imager.8 $(PREFIX)/share/man/man8/imager.8

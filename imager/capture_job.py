@@ -19,6 +19,7 @@ from imager.image.sink import FileSink, PipeSink, Sink
 from imager.image_filler import ImageFiller
 from imager.layout.analyse import Analysis, Identify, analyse
 from imager.layout.blkid import identify
+from imager.layout.luks.keys import Keys
 from imager.layout.model import Gap
 from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress
@@ -80,9 +81,14 @@ class CaptureJob:
         self._consistency = consistency
         self._parent = parent
         self._progress = progress
+        self._keys = Keys(options.unlock)
 
     def analyse(
-        self, volume: Volume, identify: Identify = identify, known_gaps: tuple[Gap, ...] = ()
+        self,
+        volume: Volume,
+        identify: Identify = identify,
+        known_gaps: tuple[Gap, ...] = (),
+        progress: Progress | None = None,
     ) -> Analysis:
         """What is in use on the source, seen through `volume`."""
         options, crash = self._options, self._consistency == "crash"
@@ -98,7 +104,8 @@ class CaptureJob:
             next_data=self._device.next_data,
             known_gaps=known_gaps,
             identify=identify,
-            progress=self._progress,
+            keys=self._keys,
+            progress=progress or self._progress,
         )
 
     def fill(self) -> Filled:
@@ -163,10 +170,7 @@ class CaptureJob:
         self, volume: Volume, identify: Identify, known_gaps: tuple[Gap, ...]
     ) -> Analysis:
         """As `analyse`, but nothing is printed: what is frozen may hold the log."""
-        quiet = CaptureJob(
-            self._device, self._image, self._options, self._consistency, self._parent, no_progress
-        )
-        return quiet.analyse(volume, identify, known_gaps)
+        return self.analyse(volume, identify, known_gaps, no_progress)
 
     def _head(self, analysis: Analysis) -> Head:
         return describe(self._device, analysis, self._options, self._consistency, self._parent)

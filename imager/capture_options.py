@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,8 @@ class CaptureOptions:
     exclude: tuple[int, ...] = ()
     raw: bool = False
     keep_gaps: bool = False
+    unlock: Mapping[int | None, bytes] = field(default_factory=dict, repr=False)
+    """Passphrases of LUKS volumes that are not open, by the partition's number (None: the disk)."""
     split: int | None = None
     """Bytes of a part at most."""
     note: str = ""

@@ -36,6 +36,15 @@ class Extents:
         return builder.build()
 
     @classmethod
+    def union(cls, parts: Iterable[Extents]) -> Extents:
+        """The union of many sets, which are merged two by two so that each is copied few times."""
+        todo = list(parts)
+        while len(todo) > 1:
+            pairs = zip(todo[::2], todo[1::2], strict=False)
+            todo = [one | other for one, other in pairs] + todo[len(todo) & ~1 :]
+        return todo[0] if todo else cls()
+
+    @classmethod
     def span(cls, start: int, end: int) -> Extents:
         """One range [start, end), or nothing where it is empty."""
         return cls(array("Q", (start, end))) if start < end else cls()

@@ -29,6 +29,7 @@ from tests.bench_increments import increments
 from tests.bench_live import live
 from tests.hfsplus_images import fragmented
 from tests.loop import LoopDevice, mounted, sparse_file
+from tests.lvm_volumes import Lvm
 from tests.volumes import FileVolume
 from tests.xfs_images import fragment
 
@@ -306,6 +307,41 @@ def maps(folder: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
         print(f"| {kind} | {done.stdout.decode().strip()} |", flush=True)
         volume.unlink()
+    logical_volume(folder)
+
+
+def logical_volume(folder: Path) -> None:
+    """The same ext4 in a logical volume of two pieces that are the wrong way round."""
+    size = 2 << 40
+    disk = sparse_file(folder / "lvm.raw", size + MIB)
+    with LoopDevice(disk) as device:
+        lvm = Lvm(folder, (device.path,))
+        lvm.run("pvcreate", "--dataalignment", "1m", device.path)
+        lvm.run("vgcreate", "-s", "1m", "bench", device.path)
+        lvm.create("bench", "gone", 64, device.path)
+        lvm.create("bench", "root", (size >> 20) - 64, device.path)
+        lvm.run("lvremove", "-y", "bench/gone")
+        lvm.extend("bench", "root", 64, device.path)
+        pieces = lvm.pieces("bench", "root")
+    os.truncate(disk, size + 128 * MIB)
+    fragmented_ext4(disk, pieces[0].offset, size)
+    with disk.open("r+b") as file:  # the end of it comes before its beginning
+        file.seek(pieces[0].offset + pieces[1].logical)
+        end = file.read(pieces[1].size)
+        file.seek(pieces[1].offset)
+        file.write(end)
+    code = (
+        "import re, time; from imager.disk.source import SourceDevice; "
+        "from imager.layout.analyse import analyse; from pathlib import Path; "
+        f"path = Path('{disk}'); device = SourceDevice(path); begun = time.monotonic(); "
+        "found = analyse(device, path); seconds = time.monotonic() - begun; "
+        "assert found.layout.volumes[0].children[0].stored == 'used', found.layout; "
+        "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()); "
+        "print(f'{len(found.used)} | {seconds:.2f} | {int(peak[1]) // 1024}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    print(f"| ext4 in LVM | {done.stdout.decode().strip()} |", flush=True)
+    disk.unlink()
 
 
 def fragmented_btrfs(volume: Path) -> Path:
@@ -327,13 +363,14 @@ def fragmented_btrfs(volume: Path) -> Path:
     return volume
 
 
-def fragmented_ext4(volume: Path) -> Path:
-    """One block in use of each 640, set by debugfs."""
-    options = ["-i", "67108864", "-O", "^metadata_csum,^uninit_bg"]
-    subprocess.run(["mkfs.ext4", "-q", "-F", *options, volume], check=True)
+def fragmented_ext4(volume: Path, offset: int = 0, size: int | None = None) -> Path:
+    """One block in use of each 640, set by debugfs; `size` bytes at `offset` of a file."""
+    options = ["-i", "67108864", "-O", "^metadata_csum,^uninit_bg", "-E", f"offset={offset}"]
+    length = [f"{size >> 10}k"] if size else []
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, volume, *length], check=True)
     commands = volume.with_suffix(".debugfs")
     commands.write_text("".join(f"setb {block} 1\n" for block in range(10**5, 1 << 29, 640)))
-    debugfs = ["debugfs", "-w", "-f", str(commands), str(volume)]
+    debugfs = ["debugfs", "-w", "-f", str(commands), f"{volume}?offset={offset}"]
     subprocess.run(debugfs, check=True, capture_output=True)
     return volume
 

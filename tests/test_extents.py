@@ -48,6 +48,12 @@ def test_of_is_the_union_in_any_order(pairs: list[tuple[int, int]]) -> None:
     assert hash(value) == hash(Extents.of(reversed(pairs)))
 
 
+@given(st.lists(ranges, max_size=7))
+def test_union_of_many(sets: list[list[tuple[int, int]]]) -> None:
+    value = Extents.union(Extents.of(pairs) for pairs in sets)
+    assert members(value) == {point for pairs in sets for point in model(pairs)}
+
+
 @given(points, points)
 def test_span_is_one_range(start: int, end: int) -> None:
     assert members(Extents.span(start, end)) == set(range(start, end))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
 from imager.cli.arguments import add_common, add_threads, partition_list
+from imager.cli.passphrase import place_argument, read_passphrases
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import duration_argument, format_size, say, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
@@ -30,6 +31,7 @@ examples:
   imager capture --verify /dev/sda sda.img           check the image right afterwards
   imager capture --split 4G /dev/sda /mnt/fat/sda    parts for a FAT32 stick
   imager capture --exclude 3 /dev/sda sda.img        without partition 3
+  imager capture --unlock 3 /dev/sda sda.img         an encrypted disk, only what is in use
   imager capture --resume /dev/sda sda.img           go on after a crash
   imager capture --parent mon.img /dev/sda tue.img   only what differs from mon.img
   imager capture /dev/sda - | ssh nas 'cat > sda.img'
@@ -96,6 +98,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=(),
         metavar="N[,N...]",
         help="leave out these partitions",
+    )
+    parser.add_argument(
+        "--unlock",
+        type=place_argument,
+        action="append",
+        default=[],
+        metavar="N",
+        help="read what is in use in the LUKS volume in this partition (or disk: the whole disk) "
+        "by its passphrase, which is asked for; it is stored encrypted all the same. One that is "
+        "open needs no passphrase. May be given more than once",
+    )
+    parser.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="with --unlock: a file that is the passphrase"
     )
     parser.add_argument("--raw", action="store_true", help="store every sector, used or not")
     parser.add_argument(
@@ -185,6 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
         exclude=arguments.exclude,
         raw=arguments.raw,
         keep_gaps=arguments.keep_gaps,
+        unlock=read_passphrases(arguments.unlock, arguments.key_file),
         split=_part_size(arguments.split),
         note=arguments.note,
         continue_on_read_error=arguments.continue_on_read_error,

@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from imager.cli.inside import with_inside
 from imager.cli.text import format_size, format_table, printable, say, shorten
 from imager.disk.identity import transport_name
-from imager.disk.inventory import Contents, Disk, list_disks
+from imager.disk.inventory import Contents, Disk, Inside, list_disks
 from imager.disk.source import SourceDevice
+from imager.disk.system import System
 from imager.errors import EXIT_OK, ImagerError, NotUnderstoodError
 from imager.filesystems import Volume, read_allocation
 
@@ -51,7 +53,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """List the disks; raises ImagerError where they cannot be looked at at all."""
-    disks = [with_used_bytes(disk) for disk in list_disks()]
+    system = System()
+    disks = [with_inside(with_used_bytes(disk), system) for disk in list_disks()]
     is_root = os.geteuid() == 0
     if args.json:
         report = {"complete": is_root, "disks": [disk.to_json() for disk in disks]}
@@ -135,12 +138,24 @@ def _contents_table(disk: Disk, width: int) -> list[str]:
     rows = [["PARTITION", "FILE SYSTEM", "LABEL", "SIZE", "USED", "MOUNTED ON"]]
     if disk.contents.kind and not disk.partitions:
         rows.append(_row("(whole disk)", disk.identity.size, disk.contents, None))
+        rows += _inside_rows(disk.contents.inside, 1)
     for part in disk.partitions:
         rows.append(_row(part.name, part.size, part.contents, part.label))
+        rows += _inside_rows(part.contents.inside, 1)
     if len(rows) == 1:
         empty = "no partitions" if disk.table is None else "no partitions in the table"
         return [f"    {empty}"]
     return ["    " + line for line in format_table(rows, right=(3, 4), width=width - 4)]
+
+
+def _inside_rows(volumes: Iterable[Inside], depth: int) -> list[list[str]]:
+    """A tree: what lies in something stands below it, farther to the right."""
+    rows = []
+    for volume in volumes:
+        name = "  " * depth + printable(volume.name or "(inside)")
+        rows.append(_row(name, volume.size, volume.contents, None))
+        rows += _inside_rows(volume.contents.inside, depth + 1)
+    return rows
 
 
 def _row(name: str, size: int, contents: Contents, title: str | None) -> list[str]:

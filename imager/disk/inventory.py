@@ -27,6 +27,19 @@ class Contents:
     """"[SWAP]" among them where it is swapped on."""
     used: int | None
     """Bytes in use, where it is mounted; None where that is not known."""
+    inside: tuple[Inside, ...] = ()
+    """What lies in it, where it is LVM, LUKS or RAID, as far as somebody has looked."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A volume in another one."""
+
+    name: str | None
+    """Its own name there: "group/volume", or that of the device."""
+    size: int
+    """Bytes."""
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,11 @@ def list_disks(system: System | None = None) -> tuple[Disk, ...]:
     facts = lsblk()
     facts |= {name: {**facts.get(name, {}), **found} for name, found in probe(every, tree).items()}
     return tuple(_disk(name, facts, system) for name in names)
+
+
+def contents_of(device: str, system: System) -> Contents:
+    """What is on one device, as the kernel and blkid see it."""
+    return _contents(device, probe([device], system.tree), system)
 
 
 def _is_shown(name: str, system: System) -> bool:

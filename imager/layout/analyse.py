@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from pathlib import Path
 
+from imager.disk.system import System
 from imager.errors import NotUnderstoodError, ReadFailedError, UsageError
 from imager.extents import Extents
 from imager.filesystems import Volume
 from imager.layout.blkid import Identity, identify
 from imager.layout.gaps import KEPT_WHOLE, NextData, find_gaps
+from imager.layout.luks.keys import Keys
 from imager.layout.model import DiskLayout, Gap, Partition, PartitionTable
+from imager.layout.nest import Nest
 from imager.layout.table import read_table
-from imager.layout.volumes import Piece, leave_out, store_raw, store_used
+from imager.layout.volumes import Piece, leave_out, store_raw
 
 _RAW = "every sector was asked for"
 _GAPS = "searching the gaps between partitions"
 
 Progress = Callable[[str, int, int], None]
 """Called with a step, a short clause, and with bytes done and in all where it takes long, or 0."""
+
+_Found = tuple[Partition | None, Identity | None, str | None]
+"""A partition, or the disk; what blkid sees in it; why it must be stored whole, if that is known."""
 
 Identify = Callable[[str | os.PathLike[str], int, int], Identity | None]
 """As `blkid.identify`."""
@@ -50,6 +57,8 @@ class _Disk:
     progress: Progress
     identify: Identify
     known_gaps: Collection[Gap]
+    keys: Keys
+    system: System
 
     def report_gaps(self, done: int, total: int) -> None:
         """How far the search for lost partitions is, in bytes of unpartitioned space."""
@@ -73,6 +82,8 @@ def analyse(
     next_data: NextData | None = None,
     known_gaps: Collection[Gap] = (),
     identify: Identify = identify,
+    keys: Keys | None = None,
+    system: System | None = None,
     progress: Progress = _silent,
 ) -> Analysis:
     """Find out what is on the disk `volume`, which blkid can look at under `path`.
@@ -81,9 +92,11 @@ def analyse(
     unpartitioned. `only` and `exclude` are partition numbers: the others, or these, are left out.
     `raw_volumes` gives numbers (None: the disk itself) that must be stored whole, with the reason.
     `next_data` finds data in a sparse file (see `gaps`); gaps that are among `known_gaps` are not
-    searched again. `identify` asks blkid. `progress` is told each step.
+    searched again. `identify` asks blkid. `keys` open LUKS volumes that the kernel has not open,
+    by `system`. `progress` is told each step.
 
-    Raises UsageError for a partition that does not exist, MissingToolError without blkid. What is
+    Raises UsageError for a partition that does not exist or a key that does not fit,
+    MissingToolError without blkid or what such a key needs. What is
     damaged, unknown or unreadable raises nothing: it is stored whole, and the layout says why.
     """
     disk = _Disk(
@@ -94,6 +107,8 @@ def analyse(
         progress,
         identify,
         known_gaps,
+        keys or Keys(),
+        system or System(),
     )
     progress("reading the partition table", 0, 0)
     try:
@@ -106,18 +121,21 @@ def analyse(
     whole, doubt = _identify(disk, None)
     if table.kind == "none" or (table.kind == "mbr" and not table.partitions):
         # An empty MBR is what a file system with boot code of its own looks like, too.
-        return _assemble(disk, table, [_piece(disk, None, whole, doubt)], None, None)
+        return _assemble(disk, table, _pieces(disk, [(None, whole, doubt)]), None, None)
     if whole and whole.usage == "raid" and not raw:
         return _all_raw(disk, f"the whole disk is part of a RAID ({whole.kind})", only, exclude)
-    pieces = []
+    found = []
+    left = []
     for partition in sorted(table.partitions, key=lambda partition: partition.start):
         if not partition.extended:
             progress(f"reading partition {partition.number}", 0, 0)
             identity, unclear = _identify(disk, partition)
             if partition.number in left_out:
-                pieces.append(leave_out(volume, partition, identity))
+                left.append(leave_out(volume, partition, identity))
             else:
-                pieces.append(_piece(disk, partition, identity, unclear))
+                found.append((partition, identity, unclear))
+    pieces = _pieces(disk, found) + left
+    pieces.sort(key=lambda piece: piece[0].start)
     keep_reason = disk.raw or ("all gaps were asked for" if keep_gaps else None)
     if whole and not keep_reason:
         doubt = f"the disk as a whole has a signature of {whole.kind}"
@@ -134,15 +152,37 @@ def _identify(disk: _Disk, partition: Partition | None) -> tuple[Identity | None
     return (identity if identity and identity.kind else None), None
 
 
-def _piece(
-    disk: _Disk, partition: Partition | None, identity: Identity | None, fault: str | None
-) -> Piece:
-    """How a volume is stored: whole where that is asked for or where `fault` says why it must."""
-    number = partition.number if partition else None
-    reason = disk.raw or disk.raw_volumes.get(number, fault)
-    if reason is not None:
-        return store_raw(disk.volume, partition, identity, reason)
-    return store_used(disk.volume, partition, identity)
+def _pieces(disk: _Disk, found: Sequence[_Found]) -> list[Piece]:
+    """How volumes are stored: whole where that is asked for or where a fault says why it must."""
+    whole: list[Piece] = []
+    devices = _devices(disk)
+
+    def identify_at(start: int, size: int) -> Identity | None:
+        return disk.identify(disk.path, start, size)
+
+    with Nest(disk.volume, identify_at, disk.system.tree, disk.keys) as nest:
+        for partition, identity, fault in found:
+            number = partition.number if partition else None
+            reason = disk.raw or disk.raw_volumes.get(number, fault)
+            if reason is not None:
+                whole.append(store_raw(disk.volume, partition, identity, reason))
+            else:
+                at = (partition.start, partition.size) if partition else None
+                nest.add(partition, identity, devices.get(at))
+        pieces = whole + nest.solve()
+    disk.keys.require_used()
+    return pieces
+
+
+def _devices(disk: _Disk) -> dict[tuple[int, int] | None, str]:
+    """The kernel's names of the disk's partitions, by start and size, and (None) of the disk."""
+    name = disk.system.name_of_path(Path(disk.path))
+    if name is None:
+        return {}
+    tree = disk.system.tree
+    parts = {(tree.start(part), tree.size(part)): part for part in tree.partitions(name)}
+    found: dict[tuple[int, int] | None, str] = {None: name}
+    return found | parts
 
 
 def _left_out(table: PartitionTable, only: Iterable[int], exclude: Iterable[int]) -> set[int]:

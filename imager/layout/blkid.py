@@ -9,9 +9,11 @@ import subprocess
 from dataclasses import dataclass
 
 from imager.errors import MissingToolError, NotUnderstoodError
+from imager.filesystems import Volume
 
 _EXTRA_PATH = ("/usr/sbin", "/sbin")
 _NOTHING_FOUND = 2
+_SHOWN = 1 << 20
 _AMBIVALENT = 8
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -32,11 +34,14 @@ class Identity:
     """blkid's PTTYPE, where a partition table stands in the volume."""
 
 
-def identify(path: str | os.PathLike[str], offset: int, size: int) -> Identity | None:
+def identify(
+    path: str | os.PathLike[str], offset: int, size: int, inherited: tuple[int, ...] = ()
+) -> Identity | None:
     """What the `size` bytes at `offset` of a device or file hold; None if that is nothing known.
 
-    The device is only read. Raises NotUnderstoodError where the signatures of several kinds are
-    there or blkid cannot look, MissingToolError where it is not installed.
+    The device is only read; `inherited` are descriptors that stay open in blkid. Raises
+    NotUnderstoodError where the signatures of several kinds are there or blkid cannot look,
+    MissingToolError where it is not installed.
     """
     search = os.pathsep.join((os.environ.get("PATH", os.defpath), *_EXTRA_PATH))
     program = shutil.which("blkid", path=search)
@@ -49,6 +54,7 @@ def identify(path: str | os.PathLike[str], offset: int, size: int) -> Identity |
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env={"LC_ALL": "C"},
+        pass_fds=inherited,
         check=False,
     )
     found = _parse(result.stdout)
@@ -66,6 +72,24 @@ def identify(path: str | os.PathLike[str], offset: int, size: int) -> Identity |
         found.get("ID_FS_VERSION"),
         found.get("ID_PART_TABLE_TYPE"),
     )
+
+
+def identify_volume(volume: Volume) -> Identity | None:
+    """What a volume holds that lies on no device in one piece; as `identify`, and ReadFailedError.
+
+    blkid is shown its first and last MiB, in memory, where all signatures are; what else it looks
+    for (the label in a FAT's root directory) may be missing.
+    """
+    fd = os.memfd_create("volume")
+    try:
+        os.ftruncate(fd, volume.size)
+        head = min(_SHOWN, volume.size)
+        os.pwrite(fd, volume.read(0, head), 0)
+        tail = max(head, volume.size - _SHOWN)
+        os.pwrite(fd, volume.read(tail, volume.size - tail), tail)
+        return identify(f"/proc/self/fd/{fd}", 0, volume.size, (fd,))
+    finally:
+        os.close(fd)
 
 
 def _parse(output: bytes) -> dict[str, str]:

@@ -5,6 +5,7 @@ All offsets and sizes are in bytes. They go into an image as JSON (see `record`)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,31 @@ class PartitionTable(Record):
 
 
 @dataclass(frozen=True)
+class NestedVolume(Record):
+    """What lies in a volume that is no file system: in LVM, LUKS or a RAID."""
+
+    name: str | None
+    """What its container calls it: "group/volume" in LVM; None where that has no name for it."""
+    size: int
+    kind: str | None
+    """As of `VolumeLayout`, like the following."""
+    label: str | None
+    uuid: str | None
+    usage: str | None
+    version: str | None
+    stored: Literal["used", "raw"]
+    reason: str | None
+    used: int
+    """Bytes of this disk that are stored of it."""
+    fs_size: int | None
+    notes: tuple[str, ...] = ()
+    children: tuple[NestedVolume, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_range(0, self.size)
+
+
+@dataclass(frozen=True)
 class VolumeLayout(Record):
     """A partition, or a disk without partitions, and how it is stored."""
 
@@ -87,6 +113,8 @@ class VolumeLayout(Record):
     fs_size: int | None
     """Bytes that the file system says it spans, where it was understood."""
     notes: tuple[str, ...] = ()
+    children: tuple[NestedVolume, ...] = ()
+    """What lies in it, where it is no file system."""
 
     def __post_init__(self) -> None:
         _check_range(self.start, self.size)
@@ -146,6 +174,15 @@ class DiskLayout(Record):
             if piece.start < end or piece.end > self.size:
                 raise ValueError("volumes and gaps overlap or reach past the disk's end")
             end = piece.end
+
+
+def all_volumes(layout: DiskLayout) -> Iterator[VolumeLayout | NestedVolume]:
+    """Every volume, each followed by what lies in it."""
+    todo: list[VolumeLayout | NestedVolume] = [*reversed(layout.volumes)]
+    while todo:
+        volume = todo.pop()
+        yield volume
+        todo += reversed(volume.children)
 
 
 def _check_range(start: int, size: int) -> None:

@@ -28,6 +28,13 @@ class Record:
 
         Unknown fields are ignored, so that a later version may add some.
         """
+        try:
+            return cls._from_json(value)
+        except RecursionError:
+            raise ValueError(f"{cls.__name__} is nested too deeply") from None
+
+    @classmethod
+    def _from_json(cls, value: object) -> Self:
         if not isinstance(value, dict):
             raise ValueError(f"{cls.__name__} is not an object")
         if not is_dataclass(cls):
@@ -72,7 +79,7 @@ def _parse(kind: Any, value: object, where: str) -> Any:
     if kind is Extents and isinstance(value, list):
         return _extents(value, where)
     if isinstance(kind, type) and issubclass(kind, Record):
-        return kind.from_json(value)
+        return kind._from_json(value)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and type(value) is int and 0 <= value < _LIMIT:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from imager.errors import NotUnderstoodError, ReadFailedError
+from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems import Allocation, Volume, read_allocation
 from imager.layout.blkid import Identity
 from imager.layout.boot_record import FOREIGN_SPAN, refuse_slices
 from imager.layout.model import Partition, VolumeLayout
-from imager.layout.slice import Slice
 from imager.layout.table import read_table
 
 Piece = tuple[VolumeLayout, Extents]
@@ -44,36 +43,10 @@ def leave_out(disk: Volume, at: Partition, identity: Identity | None) -> Piece:
     return replace(layout, stored="excluded", used=0), Extents()
 
 
-def store_used(disk: Volume, at: Partition | None, identity: Identity | None) -> Piece:
-    """The volume of partition `at`, or of the whole disk, without the bytes proven to be unused.
+def require_kind(volume: Volume, identity: Identity | None, nested: bool) -> str:
+    """What a volume is, by blkid; NotUnderstoodError where that is not clear.
 
-    What lies behind the end of the file system is stored. Where there is any doubt, all is.
-    """
-    start, size = (at.start, at.size) if at else (0, disk.size)
-    volume = Slice(disk, start, size)
-    try:
-        allocation = _allocation(volume, identity, nested=at is not None)
-    except NotUnderstoodError as doubt:
-        return store_raw(disk, at, identity, str(doubt))
-    except ReadFailedError:
-        return store_raw(disk, at, identity, "its metadata cannot be read")
-    layout, _ = store_raw(disk, at, identity, "")
-    used = _whole_sectors(allocation, volume)
-    layout = replace(
-        layout,
-        stored="used",
-        reason=None,
-        used=used.total,
-        fs_size=allocation.size,
-        notes=allocation.notes,
-    )
-    return layout, used.shift(start) if start else used
-
-
-def _allocation(volume: Volume, identity: Identity | None, nested: bool) -> Allocation:
-    """What the file system has in use; NotUnderstoodError where that cannot be proven.
-
-    With `nested` the volume is a partition, which should not be partitioned itself.
+    With `nested` the volume is a partition or lies in one, and should not be partitioned itself.
     """
     if identity is None or identity.kind is None:
         raise NotUnderstoodError("no file system recognised")
@@ -81,14 +54,17 @@ def _allocation(volume: Volume, identity: Identity | None, nested: bool) -> Allo
         refuse_slices(volume.read(0, FOREIGN_SPAN))
     if nested and identity.table and read_table(volume).partitions:
         raise NotUnderstoodError(f"it has both {identity.kind} and a partition table")
-    allocation = read_allocation(identity.kind, volume)
+    return identity.kind
+
+
+def used_extents(kind: str, volume: Volume) -> tuple[Allocation, Extents]:
+    """What a file system has in use, and that as whole sectors, with all that lies behind it.
+
+    NotUnderstoodError where that cannot be proven, ReadFailedError.
+    """
+    allocation = read_allocation(kind, volume)
     if allocation.size > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
-    return allocation
-
-
-def _whole_sectors(allocation: Allocation, volume: Volume) -> Extents:
-    """All that is in use or behind the file system, grown to whole sectors."""
     used = allocation.allocated
     if allocation.size < volume.size:
         behind = Extents.span(allocation.size, volume.size)
@@ -96,4 +72,4 @@ def _whole_sectors(allocation: Allocation, volume: Volume) -> Extents:
     unit = volume.sector_size
     if any((start | end) % unit for start, end in used):
         used = used.align(unit).clip(0, volume.size)
-    return used
+    return allocation, used

@@ -17,7 +17,7 @@ from imager.errors import NotCaughtError, RefusedError
 from imager.extents import Extents
 from imager.filesystems import Volume, is_known
 from imager.layout.analyse import Analysis, Identify
-from imager.layout.model import Gap
+from imager.layout.model import Gap, all_volumes
 from imager.layout.table import table_sectors
 from imager.live import abi
 from imager.live.dirty import DirtyMap
@@ -124,7 +124,7 @@ class LiveDisk:
             self._sync()
             found = self._analyse(self._view, self._view.identify, ())
             self._view.forget()
-            if not any(v.stored == "raw" and is_known(v.kind) for v in found.layout.volumes):
+            if not any(v.stored == "raw" and is_known(v.kind) for v in all_volumes(found.layout)):
                 break
         self._first = self._without_swap(found)
         self._dirty.ignore(self._swap | found.excluded)

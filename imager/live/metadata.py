@@ -7,7 +7,7 @@ before, and has not been written since: it need not be read again.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from imager.extents import Extents
 from imager.filesystems import Volume
@@ -20,6 +20,9 @@ _SIGNATURES = 1 << 20
 """Where a volume's signature may be, from its start (bytes)."""
 
 
+Place = Callable[[Extents], Extents]
+
+
 class RememberedVolume:
     """A `Volume` on top of another one, and what blkid saw in it."""
 
@@ -27,7 +30,7 @@ class RememberedVolume:
         """`mounted` are the offsets of volumes that cannot become something else: in use."""
         self._volume = volume
         self._mounted = mounted
-        self._reads: dict[tuple[int, int], bytes] = {}
+        self._reads: dict[tuple[object, int, int], bytes] = {}
         self._bytes = 0
         self._written = Extents()
         self._identities: dict[tuple[int, int], Identity | None] = {}
@@ -44,13 +47,21 @@ class RememberedVolume:
 
     def read(self, offset: int, size: int) -> bytes:
         """As the volume below gives it, or gave it."""
-        known = self._reads.get((offset, size))
-        if known is not None and not self._written.count(offset, offset + size):
+        return self.recall(None, self._volume, Extents.span(offset, offset + size), offset, size)
+
+    def remember(self, volume: Volume, place: Place) -> Volume:
+        """What is read of `volume`, whose bytes lie on this one where `place` says, remembered too."""
+        return _Inner(self, volume, place)
+
+    def recall(self, key: object, volume: Volume, at: Extents, offset: int, size: int) -> bytes:
+        """What `volume`, known by `key`, gives or gave; it lies `at` these bytes of this one."""
+        known = self._reads.get((key, offset, size))
+        if known is not None and not any(self._written.count(*piece) for piece in at):
             return known
-        data = self._volume.read(offset, size)
+        data = volume.read(offset, size)
         if known is None and self._bytes + size <= _MEMORY:
             self._bytes += size
-            self._reads[offset, size] = data
+            self._reads[key, offset, size] = data
         return data
 
     def written(self, ranges: Extents) -> None:
@@ -75,3 +86,22 @@ class RememberedVolume:
         if key not in self._identities or changed:
             self._identities[key] = identify(path, start, size)
         return self._identities[key]
+
+
+class _Inner:
+    """A volume in a remembered one that is read elsewhere: where the kernel shows it decrypted."""
+
+    def __init__(self, outer: RememberedVolume, volume: Volume, place: Place) -> None:
+        self._outer = outer
+        self._volume = volume
+        self._place = place
+        self.size = volume.size
+        self.sector_size = volume.sector_size
+        whole = place(Extents.span(0, volume.size))
+        # It is opened anew each time, but is the same volume.
+        self._key = (whole.start, whole.end)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As `Volume.read`."""
+        at = self._place(Extents.span(offset, offset + size))
+        return self._outer.recall(self._key, self._volume, at, offset, size)
