@@ -1,7 +1,7 @@
 """Where the bytes of a device-mapper device (LVM, LUKS) lie on the devices below it.
 
     /dev/mapper/vg-root   dm-1   [0, 4 GiB)  linear  dm-0 at 1 MiB
-    /dev/mapper/opened    dm-0   [0, 9 GiB)  crypt   sda3 at 16 MiB          (the bytes differ, the places do not)
+    /dev/mapper/opened    dm-0   [0, 9 GiB)  crypt   sda3 at 16 MiB   (other bytes, same places)
 
 Asked of the kernel: what it uses at this moment is what counts, not what some metadata say.
 (linux/include/uapi/linux/dm-ioctl.h; linux/Documentation/admin-guide/device-mapper)

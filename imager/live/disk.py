@@ -25,7 +25,7 @@ from imager.live.freezer import FreezeError, Freezer, Pause
 from imager.live.metadata import RememberedVolume
 from imager.live.patches import Patches
 from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
-from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned
+from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned, uses_lvm
 from imager.live.superblocks import Superblock, Superblocks
 from imager.live.swap import swap_in_use
 from imager.live.tracing import Recorder, recorded_disk
@@ -119,7 +119,7 @@ class LiveDisk:
                 if (system.tree.parent(device) or device) == disk
             }
             self._view = RememberedVolume(self._device, mounted)
-            if any(name.startswith("dm-") for one in self._superblocks.all for name in one.devices):
+            if uses_lvm(self._superblocks.all):
                 remove_abandoned()
             if self._settings.snapshots == "always":
                 self._snapshots = stack.enter_context(self._plan_snapshots())
@@ -210,7 +210,8 @@ class LiveDisk:
             self._come_close(precopy, first)
             return self._freeze(freezer, precopy, first)
         except TooBusyError as busy:
-            if self._settings.snapshots != "if needed" or self._snapshots is not None:
+            possible = uses_lvm(self._superblocks.all) and self._snapshots is None
+            if self._settings.snapshots != "if needed" or not possible:
                 raise
             try:
                 self._snapshots = self._plan_snapshots()

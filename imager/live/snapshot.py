@@ -34,6 +34,7 @@ from imager.live.patches import Patches
 from imager.live.superblocks import Superblock
 from imager.live.tracefs import start_time
 
+_DEVICES = Path("/dev")
 _PACKAGE = "lvm2"
 _TAG = "imager_snapshot"
 _NAME = re.compile(r"imager-(?P<process>\d+)-(?P<start>\d+)-\d+")
@@ -72,8 +73,9 @@ class Snapshots:
         """
         _require_kernel(os.uname().release)
         self._start = start
+        held = tuple(held)
         devices = {name for one in held for name in one.devices}
-        self._volumes = _volumes(devices, disk)
+        self._volumes = _volumes(devices, disk) if uses_lvm(held) else []
         if not self._volumes:
             raise RefusedError(
                 "none of its file systems lies on a plain LVM volume of this disk (what is "
@@ -119,7 +121,7 @@ class Snapshots:
         with ExitStack() as stack:
             try:
                 for volume, name in zip(self._volumes, self._made, strict=True):
-                    device = stack.enter_context(SourceDevice(Path("/dev") / name))
+                    device = stack.enter_context(SourceDevice(_DEVICES / name))
                     device.read_past_cache()
                     for place in volume.places:
                         _read(patches, ranges, device, place, self._start)
@@ -136,7 +138,7 @@ class Snapshots:
             try:
                 _lvm("lvremove", "--yes", *_QUIET, name)
             except SnapshotError as error:
-                if (Path("/dev") / name).exists():
+                if (_DEVICES / name).exists():
                     problem = str(error)
         return problem
 
@@ -144,7 +146,7 @@ class Snapshots:
         for name in self._made:
             states: list[tuple[bytes, bytes]] = []
             with contextlib.suppress(OSError):
-                states = mapper.status((Path("/dev") / name).stat().st_rdev)
+                states = mapper.status((_DEVICES / name).stat().st_rdev)
             # "Invalid", "Overflow" and the like stand where numbers should be.
             if [kind for kind, text in states if kind == b"snapshot" and text[:1].isdigit()] == []:
                 raise SnapshotError(
@@ -152,6 +154,13 @@ class Snapshots:
                     "volume group has free; nothing of this capture is kept; leave more space "
                     "free, or capture at a quieter time"
                 )
+
+
+def uses_lvm(held: Iterable[Superblock]) -> bool:
+    """Whether any of these file systems lies on a logical volume."""
+    tree = System().tree
+    devices = {name for one in held for name in one.devices}
+    return any((tree.attribute(name, "dm/uuid") or "").startswith("LVM-") for name in devices)
 
 
 def remove_abandoned() -> None:

@@ -25,7 +25,8 @@ import time
 from pathlib import Path
 
 SLOTS, BLOCKS, EACH = 50, 48, 25
-_RECORD = 128
+RECORD = 128
+"""Bytes of a record in a log."""
 _BLOCK = 1 << 20
 
 
@@ -86,7 +87,7 @@ def _block(number: int) -> bytes:
 
 def _record(number: int, content: bytes) -> bytes:
     digest = hashlib.sha256(content).hexdigest()
-    return f"{number:012d} {digest} {len(content)}".ljust(_RECORD - 1).encode() + b"\n"
+    return f"{number:012d} {digest} {len(content)}".ljust(RECORD - 1).encode() + b"\n"
 
 
 def check(root: Path, home: Path, esp: Path) -> tuple[int, int]:
@@ -113,7 +114,7 @@ def _check_esp(data: bytes, done: int) -> None:
 
 
 def _check_blocks(place: Path) -> int:
-    numbers = []
+    numbers: list[int] = []
     with place.open("rb") as file:
         while block := file.read(_BLOCK):
             number = int.from_bytes(block[:8], "little")
@@ -131,9 +132,9 @@ def _check_blocks(place: Path) -> int:
 def _log(place: Path) -> list[str]:
     """The hashes of a log's records; Wrong unless these are numbered from 1, without a gap."""
     data = place.read_bytes()
-    records = [data[at : at + _RECORD] for at in range(0, len(data), _RECORD)]
+    records = [data[at : at + RECORD] for at in range(0, len(data), RECORD)]
     for number, record in enumerate(records, 1):
-        if len(record) != _RECORD or int(record[:12]) != number:
+        if len(record) != RECORD or int(record[:12]) != number:
             raise Wrong(f"{place}: record {number} is {record!r}")
     return [record.split()[1].decode() for record in records]
 

@@ -73,7 +73,8 @@ python3 /usr/local/lib/load.py check /var/load /home/load /boot/efi
 udevadm settle
 if [ -e /dev/disk/by-label/JOB ]; then
     mount /dev/disk/by-label/JOB /job
-    sh /job/job
+    cp /job/job /run/job
+    sh /run/job
 fi
 """
 _INITRAMFS_HOOK = """\
@@ -137,21 +138,11 @@ def make_machine(kind: str, folder: Path) -> Path:
 
 def _base(cache: Path) -> Path:
     """A tar of `root.tar` and `made`, kept by a hash of what makes them; without our program."""
-    key = hashlib.sha256(
-        "\0".join(
-            [
-                *RECIPE,
-                *KERNEL,
-                *GRUB,
-                *_PACKAGES,
-                *_MODULES,
-                _UNIT,
-                _SCRIPT,
-                _INITRAMFS_HOOK,
-                _INITRAMFS_UNLOCK,
-            ]
-        ).encode()
-    ).hexdigest()[:16]
+    recipe = (
+        *(*RECIPE, *KERNEL, *GRUB, *_PACKAGES, *_MODULES),
+        *(_UNIT, _SCRIPT, _INITRAMFS_HOOK, _INITRAMFS_UNLOCK),
+    )
+    key = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
     base = cache / "guests" / f"machine-{key}.tar"
     if base.exists():
         return base
