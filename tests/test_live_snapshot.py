@@ -13,24 +13,29 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from imager.capture import CaptureOptions, capture
+from imager.capture_options import Consistency
+from imager.check import check
 from imager.disk import mapper
 from imager.disk.mapper import Piece, pieces
 from imager.errors import RefusedError
 from imager.extents import Extents
+from imager.image.reader import ImageReader
 from imager.live import snapshot, swap
 from imager.live.patches import Patches
-from imager.live.precopy import Limits, Precopy, Speed
+from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
 from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned
 from imager.live.superblocks import Superblock
 from imager.live.tracefs import start_time
 from tests.command import failure
 from tests.fake_sysfs import FakeSystem
-from tests.live_disk import LiveDisk
+from tests.live_disk import LiveDisk, by_zstd, require_same
 from tests.loop import LoopDevice
 from tests.test_live_precopy import PAGE, PAGES, Disk
 
@@ -384,3 +389,72 @@ def test_what_is_deferred_is_read_as_it_was_at_the_instant(seed: int) -> None:
             found[page] = data
     patches.close()
     assert all(found[page] == frozen[page] for page in used)
+
+
+class Copied:
+    """Stands in for snapshots of the second partition: a copy of the disk, made when they are."""
+
+    def __init__(self, live: LiveDisk, copy: Path) -> None:
+        self._live, self._copy = live, copy
+        self.ranges = Extents.span(97 * MIB, 193 * MIB)
+        self.closed = False
+
+    def __len__(self) -> int:
+        return 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def take(self) -> None:
+        self._live.copy(self._copy)
+
+    def read(self, patches: Patches, ranges: Extents) -> None:
+        assert ranges and not ranges - self.ranges
+        with self._copy.open("rb") as file:
+
+            def readinto(offset: int, view: memoryview) -> None:
+                view[:] = os.pread(file.fileno(), len(view), offset)
+
+            patches.read(ranges, readinto=readinto)
+
+    def close(self) -> str:
+        self.closed = True
+        return ""
+
+
+@pytest.mark.parametrize("asked", ["auto", "snapshot"])
+def test_an_image_by_snapshots_is_the_disk_at_the_instant(
+    asked: Consistency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which `auto` makes where a freeze would take too long, and `frozen` never."""
+    image, copy = tmp_path / "image", tmp_path / "copy"
+    planned: list[Copied] = []
+    with LiveDisk(tmp_path, ("ext4", "ext4"), 96) as live, live.workload(0.002):
+
+        def plan(*_: object) -> Copied:
+            planned.append(Copied(live, copy))
+            return planned[-1]
+
+        expect = Speed.expect
+        monkeypatch.setattr("imager.live.disk.uses_lvm", lambda held: True)
+        monkeypatch.setattr("imager.live.disk.remove_abandoned", lambda: None)
+        monkeypatch.setattr("imager.live.disk.Snapshots", plan)
+        monkeypatch.setattr(
+            Speed, "expect", lambda self, ranges: expect(self, ranges) if planned else 1e3
+        )
+        options = CaptureOptions(max_pause=50.0)
+        if asked == "auto":
+            with pytest.raises(TooBusyError, match="are left, a pause of about"):
+                capture(live.path, image, replace(options, consistency="frozen"))
+            assert not planned
+        result = capture(live.path, image, replace(options, consistency=asked))
+    assert result.consistency == "snapshot"
+    assert len(planned) == 1 and planned[0].closed
+    reader = ImageReader(image)
+    assert reader.head.facts["consistency"] == "snapshot"
+    reader.file.close()
+    assert check(image).verdict == "ok"
+    require_same(live, by_zstd(image, tmp_path), copy, image)

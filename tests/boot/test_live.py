@@ -5,7 +5,7 @@ disk is as it was at one instant. What the load proves, and how: see `load`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -115,3 +115,70 @@ def test_own_disk(kind: str, bus: str, tmp_path: Path) -> None:
     assert worked.status("capture") == 0
     assert "the disk as it was at" in worked.text
     require_instant(worked, bring_back(worked, "own.img", tmp_path), bus)
+
+
+def test_nightly_store(tmp_path: Path) -> None:
+    """A full image and one against it, both of the disk in use."""
+    store = "$imager capture --store /job/store --level 1 --target-pause 3s --max-pause 30s $disk"
+    commands = f"""\
+$imager store init /job/store; echo "init exited $?."
+{store}; echo "full exited $?."
+steps SECOND
+{store}; echo "incremental exited $?."
+"""
+    worked = work(tmp_path, "plain", "nvme", commands)
+    assert [worked.status(name) for name in ("init", "full", "incremental")] == [0, 0, 0]
+    second = re.search(r"SECOND=(\d+)\.", worked.text)
+    assert second
+    worked = replace(worked, before=int(second[1]))
+    disk = bring_back(worked, "store/**/*.img", tmp_path)
+    require_instant(worked, disk, "nvme")
+
+
+_KILLED = """\
+cat > /run/killed.py <<EOF
+import pathlib, time
+from imager.disk.sysfs import BlockTree
+from imager.live.freezer import Freezer
+from imager.live.snapshot import Snapshots
+from imager.live.superblocks import Superblocks
+disk = pathlib.Path("$disk")
+size = BlockTree().size(disk.name)
+with Superblocks(disk) as held, Snapshots(held.all, disk.name, 0, size) as made:
+    with Freezer(held.all, 300) as freezer, freezer.frozen():
+        made.take()
+        print("TAKEN", flush=True)
+        time.sleep(1000)
+EOF
+python3 /run/killed.py > /run/taken &
+killed=$!
+until grep -q TAKEN /run/taken; do sleep 0.2; done
+kill -9 $killed
+"""
+
+
+def test_snapshots_of_what_is_written_without_a_pause(tmp_path: Path) -> None:
+    """What a killed capture left goes, an image by snapshots is of one instant, and where the space
+    for them runs out there is none.
+    """
+    capture = f"{_CAPTURE} --max-pause 60s --consistency snapshot $disk"
+    left = "lvs --noheadings --options lv_name machine | grep --count imager-"
+    commands = f"""\
+{_KILLED}
+date > /var/load/thawed && date > /home/load/thawed && sync && echo "THAWED LEFT=$({left})."
+{capture} /job/own.img; echo "capture exited $?."
+echo "NOW LEFT=$({left})."
+steps AFTER
+lvcreate --quiet --yes --zero n --wipesignatures n --name filler --extents 97%FREE machine
+{capture} /job/not.img; echo "overflow exited $?."
+echo "THEN LEFT=$({left}). FILES=$(ls /job)."
+"""
+    worked = work(tmp_path, "lvm", "virtio", commands, pauses="0.1 0")
+    assert "THAWED LEFT=2." in worked.text
+    assert worked.status("capture") == 0
+    assert "was read from snapshots" in worked.text
+    assert "NOW LEFT=0." in worked.text
+    assert worked.status("overflow") == 11
+    assert "ran over while it was read" in worked.text
+    assert "THEN LEFT=0." in worked.text and "not.img" not in worked.text.rpartition("FILES=")[2]
+    require_instant(worked, bring_back(worked, "own.img", tmp_path), "virtio")
