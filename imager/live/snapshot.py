@@ -72,7 +72,7 @@ class Snapshots:
         Raises RefusedError or MissingToolError where not one is possible, with the reason.
         """
         _require_kernel(os.uname().release)
-        self._start = start
+        self._disk, self._start = disk, start
         held = tuple(held)
         devices = {name for one in held for name in one.devices}
         self._volumes = _volumes(devices, disk) if uses_lvm(held) else []
@@ -90,6 +90,8 @@ class Snapshots:
         self.ranges = whole.clip(start, start + size).shift(-start)
         """What will be read from the snapshots, in bytes of the source."""
         self._made: list[str] = []
+        with contextlib.suppress(MissingToolError):  # else it is loaded while all stands still
+            programs.run("modprobe", "kmod", "--quiet", "dm-snapshot")
 
     def __len__(self) -> int:
         return len(self._volumes)
@@ -102,7 +104,13 @@ class Snapshots:
 
     def take(self) -> None:
         """Make them, while all that is mounted stands still; SnapshotError where one fails."""
-        own = os.getpid()
+        own, system = os.getpid(), System()
+        for volume in self._volumes:
+            if mapper.pieces(system, volume.device, self._disk) != volume.places:
+                raise SnapshotError(
+                    f"the volume {volume.group}/{volume.name} was moved or resized meanwhile: "
+                    "nothing of this capture is kept; try again"
+                )
         for number, (volume, extents) in enumerate(zip(self._volumes, self._extents, strict=True)):
             name = f"imager-{own}-{start_time(own)}-{number}"
             # Noted before: what fails half-way is removed as well.
