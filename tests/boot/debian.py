@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bootmedia import host
@@ -58,6 +60,24 @@ rm -rf "$root"/usr/lib/grub "$root"/usr/lib/shim "$root"/usr/share/grub "$root"/
 """
 RECIPE = (SUITE, TABLE, _EARLY, _MENU, _FINISH)
 """What all systems are made by."""
+
+
+def cached(
+    cache: Path, name: str, recipe: Iterable[str], make: Callable[[Path, Path], Path]
+) -> Path:
+    """The file `name` (with a %s for a hash of `recipe`) from `cache`, or made now.
+
+    `make` gets a folder to work in and the one with downloaded packages, and returns the file.
+    """
+    key = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
+    place = cache / "guests" / (name % key)
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        packages = cache / "packages"
+        packages.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="guest-", dir=place.parent) as work:
+            make(Path(work), packages).rename(place)
+    return place
 
 
 def menu(root: str) -> str:

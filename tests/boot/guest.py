@@ -10,24 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.boot.debian import (
-    GRUB,
-    KERNEL,
-    MIB,
-    RECIPE,
-    TABLE,
-    UUID,
-    bootstrap,
-    menu,
-    unpack,
-    write,
-    write_esp,
-    write_grub,
-)
+from tests.boot import debian
+from tests.boot.debian import MIB, UUID, write
 from tests.boot.vm import Vm, VmDisk
 from tests.disks import clone
 from tests.loop import LoopDevice, mounted, run
@@ -36,11 +23,11 @@ SIZE = 640 * MIB
 """Of the disk, bytes."""
 SECONDS = 150
 """A boot that takes longer has failed."""
-_TABLE = f"{TABLE}-\n"
+_TABLE = f"{debian.TABLE}-\n"
 _PAYLOAD = random.Random(7).randbytes(6 * MIB)
 PAYLOAD_HASH = hashlib.sha256(_PAYLOAD).hexdigest()
 _MODULES = ("virtio_pci", "virtio_blk", "ahci", "sd_mod", "nvme", "ext4", "crc32c_generic")
-_GRUB = menu(f"UUID={UUID}")
+_GRUB = debian.menu(f"UUID={UUID}")
 _UNIT = """\
 [Unit]
 Description=Say who this is, then switch off
@@ -83,20 +70,8 @@ class Report:
 
 def make_guest(cache: Path) -> Path:
     """The disk, never booted; from `cache`, or made now. Not to be changed. Needs root."""
-    recipe = [*RECIPE, str(SIZE), _UNIT, _SCRIPT, *KERNEL, *GRUB, *_MODULES]
-    key = hashlib.sha256("\0".join([*recipe, PAYLOAD_HASH]).encode()).hexdigest()[:16]
-    guest = cache / "guests" / f"guest-{key}.raw"
-    if guest.exists():
-        return guest
-    guest.parent.mkdir(parents=True, exist_ok=True)
-    packages = cache / "packages"
-    packages.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="guest-", dir=guest.parent) as made:
-        work = Path(made)
-        _bootstrap(work, packages)
-        _make_disk(work)
-        (work / "disk").rename(guest)
-    return guest
+    recipe = [*debian.RECIPE, str(SIZE), _UNIT, _SCRIPT, *debian.KERNEL, *debian.GRUB, *_MODULES]
+    return debian.cached(cache, "guest-%s.raw", [*recipe, PAYLOAD_HASH], _make)
 
 
 def boot(disks: list[VmDisk], firmware: str) -> Report:
@@ -114,8 +89,8 @@ def fresh_copy(guest: Path, place: Path) -> Path:
     return clone(guest, place)
 
 
-def _bootstrap(work: Path, packages: Path) -> None:
-    """The system as `root.tar`."""
+def _make(work: Path, packages: Path) -> Path:
+    """The disk, in the folder `work`."""
     files = work / "files"
     write(files / "etc/hostname", "guest\n")
     write(files / "etc/fstab", f"UUID={UUID} / ext4 defaults 0 1\n")
@@ -128,16 +103,13 @@ def _bootstrap(work: Path, packages: Path) -> None:
     (wants / "who.service").symlink_to("../who.service")
     (files / "root").mkdir(mode=0o700)
     (files / "root/payload").write_bytes(_PAYLOAD)
-    bootstrap(work, packages, (*KERNEL, *GRUB), _MODULES, files)
-
-
-def _make_disk(work: Path) -> None:
-    """`root.tar` and what boots it as `disk`."""
+    debian.bootstrap(work, packages, (*debian.KERNEL, *debian.GRUB), _MODULES, files)
     with LoopDevice(work / "disk", SIZE) as device:
         run("sfdisk", "--quiet", device.path, stdin=_TABLE)
         device.scan()
         run("mkfs.ext4", "-q", "-L", "GUESTROOT", "-U", UUID, device.partition(3))
         with mounted(device.partition(3), work / "place") as place:
-            unpack(work, place)
-        write_esp(work, device.partition(2))
-    write_grub(work, work / "disk")
+            debian.unpack(work, place)
+        debian.write_esp(work, device.partition(2))
+    debian.write_grub(work, work / "disk")
+    return work / "disk"

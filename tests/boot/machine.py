@@ -13,7 +13,6 @@ files and put where the volumes lie, and qemu-img encrypts.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -22,20 +21,8 @@ from pathlib import Path
 from bootmedia.host import default_cache
 from bootmedia.layer import layer_nodes
 from bootmedia.trees import pack
-from tests.boot.debian import (
-    GRUB,
-    KERNEL,
-    MIB,
-    RECIPE,
-    TABLE,
-    UUID,
-    bootstrap,
-    menu,
-    unpack,
-    write,
-    write_esp,
-    write_grub,
-)
+from tests.boot import debian
+from tests.boot.debian import MIB, UUID, write
 from tests.loop import LoopDevice, mounted, run, sparse_file
 
 KINDS = ("plain", "lvm", "luks")
@@ -139,35 +126,29 @@ def make_machine(kind: str, folder: Path) -> Path:
 def _base(cache: Path) -> Path:
     """A tar of `root.tar` and `made`, kept by a hash of what makes them; without our program."""
     recipe = (
-        *(*RECIPE, *KERNEL, *GRUB, *_PACKAGES, *_MODULES),
+        *(*debian.RECIPE, *debian.KERNEL, *debian.GRUB, *_PACKAGES, *_MODULES),
         *(_UNIT, _SCRIPT, _INITRAMFS_HOOK, _INITRAMFS_UNLOCK),
     )
-    key = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:16]
-    base = cache / "guests" / f"machine-{key}.tar"
-    if base.exists():
-        return base
-    base.parent.mkdir(parents=True, exist_ok=True)
-    packages = cache / "packages"
-    packages.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="machine-", dir=base.parent) as name:
-        work = Path(name)
-        files = work / "files"
-        write(files / "etc/hostname", "machine\n")
-        write(files / "etc/machine.key", _KEY.decode())
-        tools = files / "etc/initramfs-tools"
-        write(tools / "hooks/machine", _INITRAMFS_HOOK).chmod(0o755)
-        write(tools / "scripts/local-block/machine", _INITRAMFS_UNLOCK).chmod(0o755)
-        write(files / "etc/systemd/system/machine.service", _UNIT)
-        write(files / "usr/local/sbin/machine", _SCRIPT).chmod(0o755)
-        wants = files / "etc/systemd/system/multi-user.target.wants"
-        wants.mkdir()
-        (wants / "machine.service").symlink_to("../machine.service")
-        for folder in ("boot/efi", "job", "home"):
-            (files / folder).mkdir(parents=True)
-        bootstrap(work, packages, (*KERNEL, *GRUB, *_PACKAGES), _MODULES, files)
-        run("tar", "-C", work, "-cf", work / "base", "root.tar", "made")
-        (work / "base").rename(base)
-    return base
+    return debian.cached(cache, "machine-%s.tar", recipe, _make_base)
+
+
+def _make_base(work: Path, packages: Path) -> Path:
+    files = work / "files"
+    write(files / "etc/hostname", "machine\n")
+    write(files / "etc/machine.key", _KEY.decode())
+    tools = files / "etc/initramfs-tools"
+    write(tools / "hooks/machine", _INITRAMFS_HOOK).chmod(0o755)
+    write(tools / "scripts/local-block/machine", _INITRAMFS_UNLOCK).chmod(0o755)
+    write(files / "etc/systemd/system/machine.service", _UNIT)
+    write(files / "usr/local/sbin/machine", _SCRIPT).chmod(0o755)
+    wants = files / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir()
+    (wants / "machine.service").symlink_to("../machine.service")
+    for folder in ("boot/efi", "job", "home"):
+        (files / folder).mkdir(parents=True)
+    debian.bootstrap(work, packages, (*debian.KERNEL, *debian.GRUB, *_PACKAGES), _MODULES, files)
+    run("tar", "-C", work, "-cf", work / "base", "root.tar", "made")
+    return work / "base"
 
 
 def _make_file_systems(made: _Made) -> None:
@@ -176,7 +157,7 @@ def _make_file_systems(made: _Made) -> None:
     sizes = {"esp": 34 * MIB, "root": _ROOT, "home": _HOME, "boot": _BOOT, "swap": _SWAP}
     for name, size in sizes.items():
         images[name] = sparse_file(work / f"{name}.image", size)
-    write_esp(work, images["esp"])
+    debian.write_esp(work, images["esp"])
     run("mkswap", "--quiet", "--label", "SWAP", images["swap"])
     run("mkfs.ext4", "-q", "-L", "HOME", images["home"])
     with_grub, without = ("root", "boot") if made.is_plain else ("boot", "root")
@@ -192,7 +173,7 @@ def _make_file_systems(made: _Made) -> None:
 
 
 def _fill(made: _Made, root: Path) -> None:
-    unpack(made.work, root)
+    debian.unpack(made.work, root)
     layer = [
         node
         for node in layer_nodes(default_cache(), None)
@@ -208,7 +189,7 @@ def _fill(made: _Made, root: Path) -> None:
     place = f"UUID={UUID}" if made.is_plain else "/dev/mapper/machine-root"
     boot = "" if made.is_plain else f"UUID={UUID} /boot ext4 defaults 0 2\n"
     write(root / "etc/fstab", _FSTAB % place + boot)
-    write(root / "boot/grub/grub.cfg", menu(place))
+    write(root / "boot/grub/grub.cfg", debian.menu(place))
     swap = root / "swapfile"
     swap.write_bytes(bytes(_SWAP_FILE))
     swap.chmod(0o600)
@@ -258,11 +239,11 @@ def _assemble(made: _Made, disk: Path, volumes: list[str]) -> None:
     sizes = {name: -(-made.images[name].stat().st_size // MIB) * MIB for name in volumes}
     sparse_file(disk, _FIRST + sum(sizes.values()) + 8 * MIB)
     names = {"swap": "type=S,name=swap", "volumes": f"name={made.kind}"}
-    table = TABLE + "".join(
+    table = debian.TABLE + "".join(
         f"size={size // MIB}MiB,{names.get(name, f'name={name}')}\n" for name, size in sizes.items()
     )
     run("sfdisk", "--quiet", disk, stdin=table)
-    write_grub(made.work, disk)
+    debian.write_grub(made.work, disk)
     _put(made.images["esp"], disk, 2 * MIB)
     place = _FIRST
     for name, size in sizes.items():
