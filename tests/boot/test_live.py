@@ -26,7 +26,8 @@ imager="python3 -m imager"
 steps() {{ echo "$1=$(($(stat --format %s /home/load/log) / {record}))."; }}
 python3 /usr/local/lib/load.py write /var/load /home/load /boot/efi {pauses} &
 load=$!
-sleep 4
+until [ -s /var/load/log ]; do sleep 1; done
+sleep 3
 steps BEFORE
 {commands}
 steps AFTER
@@ -76,9 +77,13 @@ def work(
             (place / "job").write_text(_JOB.format(**words))
     disks = [VmDisk(disk, bus, "OWN"), VmDisk(store, "virtio", "STORE")]
     with Vm(disks, memory=1024) as vm:
-        vm.serial.wait(r"STATE new", LONG)
-        before = vm.serial.wait(r"BEFORE=(\d+)\.", LONG)
-        after = vm.serial.wait(r"AFTER=(\d+)\.", LONG)
+        vm.serial.wait("STATE new", LONG)
+        before, after = (
+            # A job that fails leads to the prompt.
+            vm.serial.wait(rf"{word}=(\d+)\.|machine login:", LONG)
+            for word in ("BEFORE", "AFTER")
+        )
+        assert before[1] and after[1], vm.serial.text[-4000:]
         vm.serial.wait("JOB done", LONG)
         vm.wait_off(LONG)
         return Worked(vm.serial.text, int(before[1]), int(after[1]), store)
