@@ -53,11 +53,12 @@ class Patches:
     ) -> Reading:
         """Read these, as one more round; up to `memory` bytes of it stay in memory.
 
-        By `readinto`, where that is not the one that all else is read by.
+        With `readinto` by that, and without the gaps in between, which it need not know.
         """
         if not ranges:
             return Reading(0, 0)
-        ranges = ranges.without_gaps(READ_ACROSS)
+        if readinto is None:
+            ranges = ranges.without_gaps(READ_ACROSS)
         file = tempfile.SpooledTemporaryFile(memory, dir=self._directory)
         pieces = 0
         read = partial(_read, readinto or self._readinto)

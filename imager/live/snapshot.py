@@ -20,6 +20,7 @@ import json
 import os
 import re
 import subprocess
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,7 @@ from imager.disk.source import SourceDevice
 from imager.disk.system import System
 from imager.errors import MissingToolError, NotCaughtError, ReadFailedError, RefusedError
 from imager.extents import Extents
-from imager.live.patches import Patches
+from imager.live.patches import Patches, ReadInto
 from imager.live.superblocks import Superblock
 from imager.live.tracefs import start_time
 
@@ -128,11 +129,12 @@ class Snapshots:
         """
         with ExitStack() as stack:
             try:
-                for volume, name in zip(self._volumes, self._made, strict=True):
-                    device = stack.enter_context(SourceDevice(_DEVICES / name))
+                devices = [
+                    stack.enter_context(SourceDevice(_DEVICES / name)) for name in self._made
+                ]
+                for device in devices:
                     device.read_past_cache()
-                    for place in volume.places:
-                        _read(patches, ranges, device, place, self._start)
+                patches.read(ranges, readinto=self._reader(devices))
             except ReadFailedError:
                 self._verify()
                 raise
@@ -149,6 +151,24 @@ class Snapshots:
                 if (_DEVICES / name).exists():
                     problem = str(error)
         return problem
+
+    def _reader(self, devices: Sequence[SourceDevice]) -> ReadInto:
+        """Reads the source's bytes from the snapshots, through which they are scattered."""
+        places = sorted(
+            (place.disk_start - self._start, place.size, place.start, number)
+            for number, volume in enumerate(self._volumes)
+            for place in volume.places
+        )
+        begins = [place[0] for place in places]
+
+        def readinto(offset: int, view: memoryview) -> None:
+            while view:
+                begin, size, start, number = places[bisect_right(begins, offset) - 1]
+                length = min(begin + size - offset, len(view))
+                devices[number].readinto(start + offset - begin, view[:length])
+                offset, view = offset + length, view[length:]
+
+        return readinto
 
     def _verify(self) -> None:
         for name in self._made:
@@ -222,19 +242,6 @@ def _share(volume: _Volume, all_of_them: Sequence[_Volume]) -> int:
             f"{', '.join(other.name for other in group)}"
         )
     return share
-
-
-def _read(
-    patches: Patches, ranges: Extents, device: SourceDevice, place: mapper.Piece, start: int
-) -> None:
-    """The part of `ranges` that lies at one place; `start` is where the source begins on the disk."""
-    begin = place.disk_start - start
-    moved = place.start - begin
-
-    def readinto(offset: int, view: memoryview) -> None:
-        device.readinto(offset + moved, view)
-
-    patches.read(ranges.clip(max(begin, 0), max(begin + place.size, 0)), readinto=readinto)
 
 
 def _report() -> list[dict[str, str]]:
