@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imager.capture_facts import verdict_of
-from imager.capture_job import CaptureJob, settle_consistency
+from imager.capture_job import LIVE, CaptureJob, settle_consistency
 from imager.capture_options import DEFAULT_LEVEL, MAX_LEVEL, CaptureOptions
 from imager.check import CheckResult, check
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
@@ -114,7 +114,7 @@ def capture(
         if parent is not None:
             parent.require_fit(image, device.size, device.sector_size)
         job = CaptureJob(device, image, options, consistency, parent, progress)
-        filled = job.fill_live() if consistency == "frozen" else job.fill()
+        filled = job.fill_live() if consistency in LIVE else job.fill()
         problem = parent.problem_now(filled.written.files) if parent else ""
         result = CaptureResult(
             verdict="failed" if problem else verdict_of(filled.unreadable),
@@ -127,7 +127,7 @@ def capture(
             unreadable=filled.unreadable,
             resumed=filled.resumed,
             seconds=time.monotonic() - begun,
-            consistency=consistency,
+            consistency=filled.instant.consistency if filled.instant else consistency,
             instant=filled.instant,
             parent=parent.reference if parent else None,
             inherited=filled.inherited,
@@ -153,7 +153,7 @@ def preview(
         raise UsageError("--dry-run says how large a full image would be: leave out --parent")
     with SourceDevice(Path(source), sector_size=options.sector_size) as device:
         consistency = settle_consistency(device, None, options)
-        if consistency == "frozen":
+        if consistency in LIVE:
             device.read_past_cache()
         job = CaptureJob(device, None, options, consistency, None, progress)
         analysis = job.analyse(device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from imager.capture_facts import Filled, manifest_facts
 from imager.capture_options import CaptureOptions
@@ -25,6 +26,14 @@ from imager.parent_image import ParentImage
 from imager.pipeline import Progress, no_progress
 
 _BUSY = "the disk was in use"
+LIVE = ("frozen", "snapshot")
+"""The disk is in use, and caught at one instant."""
+
+_SNAPSHOTS: Mapping[str, Literal["never", "if needed", "always"]] = {
+    "auto": "if needed",
+    "frozen": "never",
+    "snapshot": "always",
+}
 
 
 def settle_consistency(
@@ -48,18 +57,13 @@ def settle_consistency(
             f"{device.path} is in use ({busy[0]}): unmount it, or leave out --consistency offline "
             "to capture it as it is at one instant"
         )
-    if wanted == "snapshot":
-        raise RefusedError(
-            f"{device.path} is in use ({busy[0]}), and this release makes no LVM snapshots: leave "
-            "out --consistency snapshot to capture it as it is at one instant"
-        )
     if isinstance(image, int) or options.split is not None:
         what = "standard output" if isinstance(image, int) else "parts"
         raise RefusedError(
             f"{device.path} is in use ({busy[0]}): its image has to be patched while it is made, "
             f"which {what} cannot be: write it to one file, or unmount the disk first"
         )
-    return "frozen"
+    return "snapshot" if wanted == "snapshot" else "frozen"
 
 
 class CaptureJob:
@@ -145,6 +149,7 @@ class CaptureJob:
             Limits(options.target_pause, options.max_pause),
             options.before_freeze,
             options.after_thaw,
+            _SNAPSHOTS[options.consistency],
             options.inside_freeze,
         )
         if not isinstance(self._image, Path):

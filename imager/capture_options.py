@@ -48,10 +48,10 @@ class CaptureOptions:
     resume: bool = False
     verify: bool = False
     consistency: Consistency = "auto"
-    """auto: offline where nothing on the disk is mounted read-write, else frozen. frozen: as the
-    disk is at one instant, for which its file systems are frozen. offline: refuse a disk in use.
-    crash: store what is in use whole, as a power cut would leave it. snapshot: not in this
-    release."""
+    """auto: offline where nothing on the disk is mounted read-write, else frozen, or snapshot where
+    that would take too long. frozen: as the disk is at one instant, for which its file systems are
+    frozen. snapshot: the same, but what its LVM volumes hold is read afterwards, from snapshots.
+    offline: refuse a disk in use. crash: store what is in use whole, as a power cut would leave it."""
     target_pause: float = 0.15
     """How long the file systems of a disk in use should stand still at most, seconds."""
     max_pause: float = 2.0

@@ -58,7 +58,7 @@ def describe(
     """The head of the image that a capture is about to write."""
     bits = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
     bits |= INCOMPATIBLE_INCREMENTAL if parent else 0
-    bits |= INCOMPATIBLE_FREE if consistency == "frozen" else 0
+    bits |= INCOMPATIBLE_FREE if consistency in ("frozen", "snapshot") else 0
     return Head(
         disk_size=device.size,
         chunk_size=parent.head.chunk_size if parent else options.chunk_size,

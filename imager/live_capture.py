@@ -56,6 +56,7 @@ def fill_live(
             instant = disk.catch(patches, rate)
             after = instant.analysis
             facts = {**head.facts, "layout": after.layout.to_json(), "table": instant.table}
+            facts["consistency"] = instant.consistency
             final = replace(head, facts=facts)
             merger = ImageMerger(
                 filler, sink, patches, final, _maps(first, device), _maps(after, device)

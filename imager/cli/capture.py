@@ -150,7 +150,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="auto",
         help="auto (default): offline where nothing on the disk is mounted read-write, else frozen; "
         "frozen: the disk as it is at one instant, at which its file systems stand still; "
-        "offline: refuse a disk in use; snapshot: not in this release; "
+        "snapshot: likewise, but what LVM volumes hold is read later, from snapshots (auto does so "
+        "where the standstill would be too long); offline: refuse a disk in use; "
         "crash: store what is mounted whole, as a power cut would leave it",
     )
     parser.add_argument(

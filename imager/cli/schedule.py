@@ -153,7 +153,7 @@ def _add_add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     capture.add_argument("--exclude", type=partition_list, default=(), metavar="N[,N...]")
     capture.add_argument("--continue-on-read-error", action="store_true")
     capture.add_argument(
-        "--consistency", choices=("auto", "offline", "frozen", "crash"), default="auto"
+        "--consistency", choices=("auto", "offline", "frozen", "snapshot", "crash"), default="auto"
     )
     add_units(parser)
     parser.set_defaults(run=_add)

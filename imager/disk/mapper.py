@@ -1,118 +1,207 @@
-"""What the kernel's device-mapper and md have made of block devices, as far as it proves something.
+"""Where the bytes of a device-mapper device (LVM, LUKS) lie on the devices below it.
 
-Only looked at: nothing is activated, assembled or opened here.
-(linux/Documentation/admin-guide/device-mapper: dm-crypt, linear, striped; admin-guide/md)
+    /dev/mapper/vg-root   dm-1   [0, 4 GiB)  linear  dm-0 at 1 MiB
+    /dev/mapper/opened    dm-0   [0, 9 GiB)  crypt   sda3 at 16 MiB   (other bytes, same places)
+
+Asked of the kernel: what it uses at this moment is what counts, not what some metadata say.
+(linux/include/uapi/linux/dm-ioctl.h; linux/Documentation/admin-guide/device-mapper)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from imager.disk import programs
-from imager.disk.sysfs import BlockTree
-from imager.errors import MissingToolError
+from imager.disk.system import System
 
+_CONTROL = "/dev/mapper/control"
 _SECTOR = 512
+_DM_TABLE_STATUS = 0xC138FD0C
+"""_IOWR(DM_IOCTL, DM_TABLE_STATUS_CMD, struct dm_ioctl)"""
+_DM_IOCTL = struct.Struct("=3I3IiIIIQ128s129s7x")
+"""version[3], data_size, data_start, target_count, open_count, flags, event_nr, padding, dev, name, uuid"""
+_DM_TARGET_SPEC = struct.Struct("=QQiI16s")
+"""sector_start, length, status, next, target_type; its parameters follow as text"""
+_VERSION = (4, 0, 0)
+_DM_STATUS_TABLE_FLAG = 1 << 4
+_DM_BUFFER_FULL_FLAG = 1 << 8
+_DM_SECURE_DATA_FLAG = 1 << 15
+_FIRST_ROOM, _MOST_ROOM = 1 << 14, 1 << 24
+
+# Parameters of the targets that keep the order of bytes. A crypt target's second one is the key.
+_LINEAR = re.compile(rb"(?P<device>\d+:\d+) (?P<offset>\d+)")
+_CRYPT = re.compile(rb"\S+ \S+ \d+ (?P<device>\d+:\d+) (?P<offset>\d+)")
+_STRIPED = re.compile(rb"(?P<count>\d+) (?P<chunk>\d+)(?P<stripes>(?: \d+:\d+ \d+)+)")
+_ORIGIN = re.compile(rb"(?P<device>\d+:\d+)")
+_MAX_PIECES = 1 << 20
 
 
-class Target(NamedTuple):
-    """A line of a device's table."""
+class Piece(NamedTuple):
+    """A run of bytes of a device, and where it lies on a disk; all in bytes."""
 
     start: int
-    """Bytes."""
+    """On the device."""
+    disk_start: int
     size: int
-    kind: str
-    words: tuple[str, ...]
-    """What follows; its meaning depends on the kind."""
+    encrypted: bool
+    """Whether the disk's bytes are others than the device's."""
 
 
-def table(tree: BlockTree, name: str) -> tuple[Target, ...]:
-    """The table of a device-mapper device; empty where it stands still, or cannot be asked for."""
-    major, _, minor = (tree.attribute(name, "dev") or "").partition(":")
-    if not minor or tree.attribute(name, "dm/suspended") != "0":
-        return ()
+class _Target(NamedTuple):
+    start: int
+    size: int
+    device: str
+    """The kernel's name of what is below."""
+    offset: int
+    encrypted: bool
+
+
+def status(number: int) -> list[tuple[bytes, bytes]]:
+    """Type and state of each target of the device `number`; OSError where it is none of dm's."""
+    return [(kind, bytes(text)) for _, _, kind, text in _targets(number, 0)]
+
+
+def pieces(system: System, name: str, disk: str) -> tuple[Piece, ...] | None:
+    """Where the device `name` lies on `disk`, in its own order; None where that cannot be told.
+
+    What of it lies on other disks is left out.
+    """
+    size = system.tree.size(name)
     try:
-        done = programs.run("dmsetup", "dmsetup", "table", "--major", major, "--minor", minor)
-    except MissingToolError:
-        return ()
-    found = []
-    for line in done.stdout.splitlines():
-        start, size, kind, *words = [*line.split(), "", "", ""]
-        if not (start.isdecimal() and size.isdecimal()):
-            return ()
-        end = len(words) - 3
-        found.append(Target(int(start) * _SECTOR, int(size) * _SECTOR, kind, tuple(words[:end])))
-    return () if done.returncode else tuple(found)
+        found = list(_down(system, name, disk, Piece(0, 0, size, False), 0))
+    except (OSError, ValueError):
+        return None
+    return tuple(sorted(found))
 
 
-def opened_luks(
-    tree: BlockTree, device: str, version: int, uuid: str, offset: int, size: int
-) -> str | None:
-    """The device that shows the inside of the LUKS volume on `device`, if it is open.
+_DEEPEST = 16
 
-    Its ciphertext must be the `size` bytes at `offset` of `device`, all of them, and without tags.
-    """
-    prefix = f"CRYPT-LUKS{version}-{uuid.replace('-', '')}-"
-    for name in tree.holders(device):
-        if not (tree.attribute(name, "dm/uuid") or "").startswith(prefix):
+
+def _down(system: System, name: str, disk: str, part: Piece, depth: int) -> Iterator[Piece]:
+    """`part` of the uppermost device is `part.size` bytes at `part.disk_start` of `name`."""
+    parent = system.tree.parent(name)
+    if name == disk or parent == disk:
+        start = system.tree.start(name) if parent else 0
+        yield part._replace(disk_start=start + part.disk_start)
+        return
+    if parent or system.tree.attribute(name, "dm/uuid") is None:
+        if system.any_overlap(system.layers((name,), True), (disk,)):
+            raise ValueError(f"{name} lies on {disk}, but nobody knows where")
+        return  # another disk's
+    if depth > _DEEPEST:
+        raise ValueError("device-mapper devices are stacked too high")
+    for target in _order_keeping(system, name):
+        start = max(part.disk_start, target.start)
+        end = min(part.disk_start + part.size, target.start + target.size)
+        if start < end:
+            below = Piece(
+                part.start + start - part.disk_start,
+                target.offset + start - target.start,
+                end - start,
+                part.encrypted or target.encrypted,
+            )
+            yield from _down(system, target.device, disk, below, depth + 1)
+
+
+def _order_keeping(system: System, name: str) -> Iterator[_Target]:
+    """The targets of a device; ValueError where one is of a kind that shuffles what is in it."""
+    major, _, minor = (system.tree.attribute(name, "dev") or "").partition(":")
+    for start, size, kind, text in _targets(
+        os.makedev(int(major), int(minor)), _DM_STATUS_TABLE_FLAG
+    ):
+        if kind == b"striped":
+            yield from _stripes(system, start, size, text)
             continue
-        targets = table(tree, name)
-        if len(targets) != 1:
-            continue
-        (target,) = targets
-        # cipher, key, iv_offset, device, offset, number of options, options
-        if target.kind != "crypt" or len(target.words) < 5 or "integrity" in " ".join(target.words):
-            continue
-        place = (target.words[3], target.words[4])
-        wanted = (tree.attribute(device, "dev"), str(offset // _SECTOR))
-        if place == wanted and (target.start, target.size) == (0, size):
-            return name
-    return None
+        pattern = {b"linear": _LINEAR, b"crypt": _CRYPT, b"snapshot-origin": _ORIGIN}.get(kind)
+        match = pattern.match(text) if pattern else None
+        if match is None:
+            raise ValueError(f"{name} has a target of the kind {kind.decode('ascii', 'replace')}")
+        offset = 0 if kind == b"snapshot-origin" else int(match["offset"]) * _SECTOR
+        # An origin is a device as large as this one, behind which snapshots get what was there.
+        within = start if kind == b"snapshot-origin" else 0
+        below = _name(system, match["device"])
+        yield _Target(start, size, below, offset + within, kind == b"crypt")
 
 
-def active_volume(
-    tree: BlockTree, devices: Sequence[str], uuid: str, targets: Sequence[Target]
-) -> str | None:
-    """The device of the logical volume `uuid` (of the group and its own, no hyphens) if active.
-
-    It must lie on one of `devices`, and its table must be `targets`.
-    """
-    for device in dict.fromkeys(devices):
-        for name in tree.holders(device):
-            if tree.attribute(name, "dm/uuid") == f"LVM-{uuid}" and table(tree, name) == tuple(
-                targets
-            ):
-                return name
-    return None
-
-
-def linear_target(
-    tree: BlockTree, start: int, size: int, chunk: int, stripes: Sequence[tuple[str, int]]
-) -> Target:
-    """The line that a segment makes; `stripes` are devices and offsets, all in bytes."""
-    places = [
-        word
-        for device, offset in stripes
-        for word in (tree.attribute(device, "dev") or "?", str(offset // _SECTOR))
+def _stripes(system: System, start: int, size: int, text: memoryview) -> Iterator[_Target]:
+    match = _STRIPED.match(text)
+    if match is None:
+        raise ValueError("a striped target makes no sense")
+    words = match["stripes"].split()
+    count, chunk = int(match["count"]), int(match["chunk"]) * _SECTOR
+    if len(words) != 2 * count or not chunk or size // chunk > _MAX_PIECES:
+        raise ValueError("a striped target makes no sense")
+    stripes = [
+        (_name(system, words[at]), int(words[at + 1]) * _SECTOR) for at in range(0, 2 * count, 2)
     ]
-    if len(stripes) == 1:
-        return Target(start, size, "linear", tuple(places))
-    words = (str(len(stripes)), str(chunk // _SECTOR), *places)
-    return Target(start, size, "striped", words)
+    for number in range(-(-size // chunk)):
+        device, offset = stripes[number % count]
+        length = min(chunk, size - number * chunk)
+        place = offset + number // count * chunk
+        yield _Target(start + number * chunk, length, device, place, False)
 
 
-def running_array(tree: BlockTree, device: str) -> str | None:
-    """The md array that `device` is a member of, if it runs."""
-    return next((name for name in tree.holders(device) if name.startswith("md")), None)
+def _name(system: System, number: bytes) -> str:
+    major, _, minor = number.partition(b":")
+    name = system.tree.name_of_number(os.makedev(int(major), int(minor)))
+    if name is None:
+        raise ValueError("a device below has vanished")
+    return name
 
 
-def is_in_sync(tree: BlockTree, array: str, device: str) -> bool:
-    """Whether a running mirror has all of its content on `device`: nothing is left to be copied."""
-    state = (tree.attribute(array, f"md/dev-{device}/state") or "").split(",")
-    return (
-        "in_sync" in state
-        and not {"faulty", "write_mostly", "want_replacement", "journal"} & {*state}
-        and tree.attribute(array, "md/sync_action") == "idle"
-        and tree.attribute(array, "md/resync_start") == "none"
-    )
+def _targets(number: int, flags: int) -> Iterator[tuple[int, int, bytes, memoryview]]:
+    """Start and size in bytes, type and text of each target; the text is gone after the next one.
+
+    The table of an encrypted volume has its key in it: it is copied nowhere, and wiped here.
+    """
+    room = _FIRST_ROOM
+    while True:
+        buffer = bytearray(room)
+        try:
+            count = _ask(buffer, number, flags | _DM_SECURE_DATA_FLAG)
+            if count is not None:
+                yield from _parse(buffer, count)
+                return
+        finally:
+            buffer[:] = bytes(room)
+        room *= 8
+        if room > _MOST_ROOM:
+            raise ValueError("a device-mapper table is too long")
+
+
+def _ask(buffer: bytearray, number: int, flags: int) -> int | None:
+    """Have the kernel fill `buffer`; how many targets there are, None where it is too small."""
+    _DM_IOCTL.pack_into(
+        buffer, 0, *_VERSION, len(buffer), _DM_IOCTL.size, 0, 0, flags, 0, 0, _encoded(number), b"", b""
+    )  # fmt: skip
+    control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, _DM_TABLE_STATUS, buffer)
+    finally:
+        os.close(control)
+    fields = _DM_IOCTL.unpack_from(buffer)
+    if fields[7] & _DM_BUFFER_FULL_FLAG:
+        return None
+    return int(fields[5])
+
+
+def _parse(buffer: bytearray, count: int) -> Iterator[tuple[int, int, bytes, memoryview]]:
+    base = at = _DM_IOCTL.size
+    for _ in range(count):
+        start, length, _, following, kind = _DM_TARGET_SPEC.unpack_from(buffer, at)
+        text = at + _DM_TARGET_SPEC.size
+        end = buffer.index(0, text)
+        view = memoryview(buffer)[text:end]
+        yield start * _SECTOR, length * _SECTOR, kind.rstrip(b"\0"), view
+        view.release()
+        at = base + following  # counted from the first one
+
+
+def _encoded(number: int) -> int:
+    """A device number as the kernel passes it in 32 bits (linux/kdev_t.h, huge_encode_dev)."""
+    major, minor = os.major(number), os.minor(number)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from imager.disk.mapper import active_volume, linear_target
+from imager.disk.stacked import active_volume, linear_target
 from imager.disk.sysfs import BlockTree
 from imager.errors import NotUnderstoodError
 from imager.extents import Extents

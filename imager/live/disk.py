@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from imager.disk.source import SourceDevice
 from imager.disk.system import System
-from imager.errors import NotCaughtError, RefusedError
+from imager.errors import ImagerError, NotCaughtError, RefusedError
 from imager.extents import Extents
 from imager.filesystems import Volume, is_known
 from imager.layout.analyse import Analysis, Identify
@@ -24,7 +24,8 @@ from imager.live.dirty import DirtyMap
 from imager.live.freezer import FreezeError, Freezer, Pause
 from imager.live.metadata import RememberedVolume
 from imager.live.patches import Patches
-from imager.live.precopy import Limits, Precopy, Speed
+from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
+from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned, uses_lvm
 from imager.live.superblocks import Superblock, Superblocks
 from imager.live.swap import swap_in_use
 from imager.live.tracing import Recorder, recorded_disk
@@ -33,6 +34,8 @@ _LOOKS = 3
 """A map that changes while it is read may make no sense; soon after it does."""
 _FREEZE_SECONDS = 0.02
 """What freezing and thawing one file system takes, beside what it still has to write."""
+_SNAPSHOT_SECONDS = 0.15
+"""What making a snapshot takes."""
 _SLOWEST = 1e6
 """Bytes a second, where the first pass was too short to tell."""
 
@@ -55,6 +58,8 @@ class LiveSettings:
     """A shell command; if it fails nothing is frozen."""
     after_thaw: str = ""
     """A shell command that runs once the other one has, whatever became of the freeze."""
+    snapshots: Literal["never", "if needed", "always"] = "if needed"
+    """Whether what LVM's volumes hold may be read after the freeze, from snapshots."""
     inside: Callable[[], None] = lambda: None
     """Called while everything still stands still, when all is read."""
 
@@ -73,6 +78,8 @@ class Instant:
     """Bytes that were written to the disk while it was captured."""
     warning: str
     """What went wrong without harm to the image; empty in most cases."""
+    consistency: Literal["frozen", "snapshot"] = "frozen"
+    """Whether snapshots were needed for it."""
 
 
 class LiveDisk:
@@ -85,6 +92,7 @@ class LiveDisk:
         self._settings = settings
         self._stack = ExitStack()
         self._first: Analysis | None = None
+        self._snapshots: Snapshots | None = None
 
     def __enter__(self) -> Self:
         """Begin to follow; RefusedError or TracingError, with what to do, where that cannot be."""
@@ -95,7 +103,7 @@ class LiveDisk:
                 f"{self._device.path} is a file that is in use: capture the device that it is "
                 "attached to, or unmount it"
             )
-        disk = system.tree.parent(name) or name
+        disk = self._disk = system.tree.parent(name) or name
         recorded_disk(disk)
         self._start = system.tree.start(name) if disk != name else 0
         with ExitStack() as stack:
@@ -111,6 +119,10 @@ class LiveDisk:
                 if (system.tree.parent(device) or device) == disk
             }
             self._view = RememberedVolume(self._device, mounted)
+            if uses_lvm(self._superblocks.all):
+                remove_abandoned()
+            if self._settings.snapshots == "always":
+                self._snapshots = stack.enter_context(self._plan_snapshots())
             self._stack = stack.pop_all()
             self._stack.callback(_unlock_memory)
         return self
@@ -145,6 +157,8 @@ class LiveDisk:
             Speed(max(rate, _SLOWEST)),
             _FREEZE_SECONDS * len(self._superblocks.all),
         )
+        if self._snapshots is not None:
+            self._defer(precopy, self._snapshots)
         precopy.run()
         with contextlib.suppress(OSError):  # not everybody may; it only guards against slow paging
             abi.lock_memory()
@@ -152,20 +166,24 @@ class LiveDisk:
             _run_hook(self._settings.before_freeze, "--before-freeze")
             warning = ""
             try:
-                self._come_close(precopy, self._first)
-                pause = self._freeze(freezer, precopy, self._first)
+                pause = self._catch_now(freezer, precopy, self._first)
             finally:
                 try:
                     _run_hook(self._settings.after_thaw, "--after-thaw")
                 except HookError as error:
                     warning = str(error)
+            written = self._recorder.written
+            if self._snapshots is not None:
+                self._snapshots.read(patches, precopy.later)
+                warning = self._snapshots.close() or warning
         return Instant(
             self._last,
             self._table,
             pause,
             tuple(precopy.rounds),
-            self._recorder.written,
+            written,
             warning,
+            "frozen" if self._snapshots is None else "snapshot",
         )
 
     def take(self) -> Extents:
@@ -185,6 +203,32 @@ class LiveDisk:
     def verify(self) -> None:
         """As of `precopy.Writes`."""
         self._recorder.verify()
+
+    def _catch_now(self, freezer: Freezer, precopy: Precopy, first: Analysis) -> Pause:
+        """By a freeze alone if that can be short enough, else, where it may be, with snapshots."""
+        try:
+            self._come_close(precopy, first)
+            return self._freeze(freezer, precopy, first)
+        except TooBusyError as busy:
+            possible = uses_lvm(self._superblocks.all) and self._snapshots is None
+            if self._settings.snapshots != "if needed" or not possible:
+                raise
+            try:
+                self._snapshots = self._plan_snapshots()
+            except ImagerError as reason:
+                raise TooBusyError(f"{busy}; snapshots are of no help: {reason}") from None
+        self._stack.enter_context(self._snapshots)
+        self._defer(precopy, self._snapshots)
+        self._come_close(precopy, first)
+        return self._freeze(freezer, precopy, first)
+
+    def _plan_snapshots(self) -> Snapshots:
+        return Snapshots(self._superblocks.all, self._disk, self._start, self._device.size)
+
+    @staticmethod
+    def _defer(precopy: Precopy, snapshots: Snapshots) -> None:
+        precopy.deferred = snapshots.ranges
+        precopy.overhead += _SNAPSHOT_SECONDS * len(snapshots)
 
     def _come_close(self, precopy: Precopy, first: Analysis) -> None:
         """Leave as little as possible to the freeze: also of the maps, and what they show."""
@@ -217,11 +261,22 @@ class LiveDisk:
                 for position in freezer.unable:
                     _sync(self._superblocks.all[position])
                 precopy.instant(unread)
+                if self._snapshots is not None:
+                    self._take_snapshots(self._snapshots)
                 self._require_same_users()
                 self._settings.inside()
         finally:
             sys.dont_write_bytecode = writes_bytecode
         return freezer.pause
+
+    def _take_snapshots(self, snapshots: Snapshots) -> None:
+        snapshots.take()
+        self._recorder.verify()
+        if self._recorder.waiting() & snapshots.ranges:
+            raise SnapshotError(
+                "something wrote past the file systems to a volume while its snapshot was made: "
+                "nothing of this capture is kept; try again"
+            )
 
     def _require_same_users(self) -> None:
         """What is frozen must be all that can change the disk."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from imager.extents import Extents
@@ -47,14 +48,21 @@ class Patches:
         self.covered = Extents()
         """All that was read again."""
 
-    def read(self, ranges: Extents, memory: int = _MEMORY) -> Reading:
-        """Read these, as one more round; up to `memory` bytes of it stay in memory."""
+    def read(
+        self, ranges: Extents, memory: int = _MEMORY, readinto: ReadInto | None = None
+    ) -> Reading:
+        """Read these, as one more round; up to `memory` bytes of it stay in memory.
+
+        With `readinto` by that, and without the gaps in between, which it need not know.
+        """
         if not ranges:
             return Reading(0, 0)
-        ranges = ranges.without_gaps(READ_ACROSS)
+        if readinto is None:
+            ranges = ranges.without_gaps(READ_ACROSS)
         file = tempfile.SpooledTemporaryFile(memory, dir=self._directory)
         pieces = 0
-        for data in ordered_map(self._read, _pieces(ranges), self._threads):
+        read = partial(_read, readinto or self._readinto)
+        for data in ordered_map(read, _pieces(ranges), self._threads):
             file.write(data)
             pieces += 1
         self._rounds.append(_Round(ranges, file))
@@ -79,12 +87,6 @@ class Patches:
             each.file.close()
         self._rounds = []
 
-    def _read(self, piece: tuple[int, int]) -> bytearray:
-        start, end = piece
-        data = bytearray(end - start)
-        self._readinto(start, memoryview(data))
-        return data
-
 
 class _Round:
     def __init__(self, ranges: Extents, file: tempfile.SpooledTemporaryFile[bytes]) -> None:
@@ -106,6 +108,13 @@ class _Round:
             if last > end:
                 return
             self._next = next(self._places, None)
+
+
+def _read(readinto: ReadInto, piece: tuple[int, int]) -> bytearray:
+    start, end = piece
+    data = bytearray(end - start)
+    readinto(start, memoryview(data))
+    return data
 
 
 def _places(ranges: Extents) -> Iterator[tuple[int, int, int]]:

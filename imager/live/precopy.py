@@ -96,6 +96,10 @@ class Precopy:
     clock: Callable[[], float] = time.monotonic
     rounds: list[int] = field(default_factory=list)
     """Bytes read again in each, the last inside the freeze."""
+    deferred: Extents = field(default_factory=Extents)
+    """What a snapshot will keep as it is at the instant: it need not be read inside the freeze."""
+    later: Extents = field(default_factory=Extents)
+    """What has to be read from there."""
 
     def run(self) -> None:
         """Go round until the pause would be as short as is aimed at, or gets no shorter."""
@@ -122,13 +126,13 @@ class Precopy:
 
     def expected_pause(self) -> float:
         """Seconds, if everything were frozen now."""
-        return self.overhead + self.speed.expect(self.writes.waiting())
+        return self.overhead + self.speed.expect(self.writes.waiting() - self.deferred)
 
     def require_short(self) -> None:
         """TooBusyError with the numbers where the pause would be longer than is allowed."""
         expected = self.expected_pause()
         if expected > self.limits.most:
-            waiting = self.writes.waiting().total
+            waiting = (self.writes.waiting() - self.deferred).total
             raise TooBusyError(
                 f"the disk is written faster than it is read again: after {len(self.rounds)} "
                 f"rounds {format_size(waiting)} are left, a pause of about {expected:.1f} s, more "
@@ -145,6 +149,7 @@ class Precopy:
         """
         begun = self.clock()
         total = 0
+        self.later = Extents()
         for attempt in range(_ATTEMPTS):
             idle = self.writes.idle()
             ranges = self.writes.take()
@@ -163,6 +168,8 @@ class Precopy:
         )
 
     def _read_now(self, ranges: Extents, begun: float) -> int:
+        self.later |= ranges & self.deferred
+        ranges -= self.deferred
         left = begun + self.limits.most - self.clock()
         expected = self.speed.expect(ranges)
         if expected > left:

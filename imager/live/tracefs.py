@@ -77,7 +77,7 @@ class Instance:
         """
         remove_abandoned(root)
         self._filter = f'dev == {os.major(device) << 20 | os.minor(device)} && !(rwbs ~ "R*")'
-        self.directory = root / "instances" / f"imager-{os.getpid()}-{_start_time(os.getpid())}"
+        self.directory = root / "instances" / f"imager-{os.getpid()}-{start_time(os.getpid())}"
         self._readers: list[int] = []
         try:
             self.directory.mkdir()
@@ -164,7 +164,7 @@ def remove_abandoned(root: Path) -> None:
     """Remove instances of ours whose process is gone."""
     for directory in (root / "instances").iterdir():
         match = _NAME.fullmatch(directory.name)
-        if match and _start_time(int(match["process"])) != int(match["start"]):
+        if match and start_time(int(match["process"])) != int(match["start"]):
             _remove(directory)
 
 
@@ -176,7 +176,7 @@ def _remove(directory: Path) -> None:
         directory.rmdir()
 
 
-def _start_time(process: int) -> int | None:
+def start_time(process: int) -> int | None:
     """When a process began, in ticks since boot (proc(5), /proc/pid/stat, field 22)."""
     try:
         text = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from imager.disk.sysfs import BlockTree
+from imager.disk.system import System
 from imager.errors import ImagerError, NotCaughtError, RefusedError
 from imager.extents import Extents
 from imager.live.dirty import DirtyMap
@@ -29,12 +31,15 @@ class LostWritesError(NotCaughtError):
 
 
 def recorded_disk(name: str, sysfs: Path = Path("/sys")) -> None:
-    """Refuse a disk whose writes do not pass through the kernel's request queue."""
+    """Refuse a disk whose writes do not pass through the kernel's request queue.
+
+    `sysfs` also says which disks are below it.
+    """
     directory = sysfs / "class/block" / name
     if not (directory / "mq").is_dir():
         raise RefusedError(
             f"{name} is made of other devices, or handles its writes itself: they cannot be "
-            "followed there; capture the disk below it, or unmount it"
+            f"followed there; capture the disk below it{_disks_below(name, sysfs)}, or unmount it"
         )
     try:
         zoned = (directory / "queue/zoned").read_text().strip()
@@ -42,6 +47,14 @@ def recorded_disk(name: str, sysfs: Path = Path("/sys")) -> None:
         zoned = "none"
     if zoned not in ("none", ""):
         raise RefusedError(f"{name} is a zoned disk: unmount it to capture it")
+
+
+def _disks_below(name: str, sysfs: Path) -> str:
+    """The disks that a device of device-mapper or RAID is made of, for a message."""
+    tree = BlockTree(sysfs)
+    below = System(tree).layers((name,), False) - {name}
+    disks = {tree.parent(each) or each for each in below if not tree.slaves(each)}
+    return f" ({', '.join(sorted(disks))})" if disks else ""
 
 
 class Recorder:

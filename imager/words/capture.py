@@ -50,6 +50,8 @@ def _instant_lines(instant: Instant) -> list[str]:
         f"the disk as it was at {when.isoformat(' ', 'milliseconds')}; it stood still for "
         f"{round(1000 * instant.pause.seconds)} ms"
     ]
+    if instant.consistency == "snapshot":
+        lines.append("what LVM's volumes hold was read from snapshots of that instant")
     again = sum(instant.rounds)
     lines.append(
         f"{format_size(instant.written)} were written meanwhile, {format_size(again)} read again "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imager.disk.mapper import Target, table
+from imager.disk.stacked import Target, table
 from imager.disk.sysfs import BlockTree
 from imager.extents import Extents
 from imager.layout.analyse import Analysis, analyse
