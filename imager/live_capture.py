@@ -1,4 +1,8 @@
-"""Fills an image from a disk in use: a first pass, what changed since, one instant, and the merge."""
+"""Fills an image from a disk in use: a first pass, what changed since, and one instant.
+
+What changed is merged into a file, which can be patched (`image_merger`). In a pipe, or in parts, it
+follows the first pass and replaces it (`image_reviser`).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from typing import Protocol
 
 from imager.capture_facts import Filled
 from imager.disk.source import SourceDevice
+from imager.errors import NotCaughtError
 from imager.extents import Extents
+from imager.image.format import ChunkKind
 from imager.image.head import Head, Json
-from imager.image.sink import FileSink
+from imager.image.sink import FileSink, Sink
 from imager.image_filler import ImageFiller, Settings
 from imager.image_merger import DiskMaps, ImageMerger
+from imager.image_reviser import ImageReviser
 from imager.layout.analyse import Analysis
 from imager.live.disk import Instant, LiveDisk
 from imager.live.patches import Patches
@@ -40,11 +47,9 @@ def fill_live(
 ) -> Filled:
     """Write and finish the image of a disk that is followed already.
 
-    `first` and `head` are what is known of it before the first pass. An interrupted live capture
-    leaves nothing that could be gone on with, so what `sink` has is overwritten. Raises as
-    `LiveDisk.catch` and the filler do; the sink is then of no use.
+    `first` and `head` are what is known of it before the first pass. Raises as `LiveDisk.catch` and
+    the filler do; the sink is then of no use.
     """
-    sink.truncate(0)
     patches = Patches(device.readinto, sink.spool_directory)
     try:
         with ImageFiller(device, first, head, sink, settings, progress, parent) as filler:
@@ -79,6 +84,56 @@ def fill_live(
         )
     finally:
         patches.close()
+
+
+def fill_live_revised(
+    disk: LiveDisk,
+    device: SourceDevice,
+    first: Analysis,
+    head: Head,
+    sink: Sink,
+    settings: Settings,
+    parent: ParentImage | None,
+    results: Results,
+    progress: Progress,
+) -> Filled:
+    """The same for a sink that can only be appended to; `head` says that the image is revised."""
+    with ImageFiller(device, first, head, sink, settings, progress, parent) as filler:
+        filler.fill(progress)
+        filler.writer.end_chunks()
+        used = first.used - first.excluded
+        reviser = ImageReviser(filler, used, device.size, head.chunk_size)
+        progress("changes", 0, 0)
+        instant = disk.catch(reviser, reviser.rate())
+        if instant.table != head.facts["table"]:
+            raise NotCaughtError(
+                "the partition table changed while the disk was captured: nothing of this capture "
+                "is of use; try again"
+            )
+        reviser.flush()
+        filler.restate_runs(reviser.used)
+        filler.writer.end_chunks()
+        sizes = dict.fromkeys(ChunkKind, 0)
+        for segment in filler.writer.segments_in_force():
+            for start, end, entry in segment.placed(head.chunk_size):
+                sizes[ChunkKind(entry.kind)] += end - start
+        zero, inherited = sizes[ChunkKind.ZERO], sizes[ChunkKind.PARENT]
+        unreadable = filler.unreadable()
+        facts = results(reviser.used.total, zero, unreadable, instant)
+        written = filler.finish({**facts, "plain_zstd": _NOT_PLAIN})
+    return Filled(
+        instant.analysis,
+        written,
+        filler.uuid,
+        zero,
+        inherited,
+        unreadable,
+        instant=instant,
+        revised=True,
+    )
+
+
+_NOT_PLAIN = "no: some chunks replace others; imager export makes an image that zstd can restore"
 
 
 def _maps(analysis: Analysis, device: SourceDevice) -> DiskMaps:

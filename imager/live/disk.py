@@ -23,7 +23,7 @@ from imager.live import abi
 from imager.live.dirty import DirtyMap
 from imager.live.freezer import FreezeError, Freezer, Pause
 from imager.live.metadata import RememberedVolume
-from imager.live.patches import Patches
+from imager.live.patches import Rereading
 from imager.live.precopy import Limits, Precopy, Speed
 from imager.live.superblocks import Superblock, Superblocks
 from imager.live.swap import swap_in_use
@@ -130,7 +130,7 @@ class LiveDisk:
         self._dirty.ignore(self._swap | found.excluded)
         return self._first
 
-    def catch(self, patches: Patches, rate: float) -> Instant:
+    def catch(self, patches: Rereading, rate: float) -> Instant:
         """Read again what was written since the first look, and the last of it in a freeze.
 
         `rate` is how fast the first pass read, in bytes a second. Raises TooBusyError, FreezeError,
@@ -274,6 +274,6 @@ def _run_hook(command: str, option: str) -> None:
             raise HookError(f"the {option} command exited with status {done.returncode}")
 
 
-def _unread(found: Analysis, first: Analysis, patches: Patches) -> Extents:
+def _unread(found: Analysis, first: Analysis, patches: Rereading) -> Extents:
     """What is in use by now of which nothing was ever read."""
     return found.used - first.used - patches.covered
