@@ -112,6 +112,7 @@ class TargetWriter:
         self._decoder = ChunkDecoder(origin.algorithm, chunk_size)
         self._zeros = bytes(chunk_size)
         self._late_bytes: dict[int, bytes] = {}
+        self._late_lock = threading.Lock()
         self._hashes: dict[int, bytes] = {}
         self._current = ChunkReader(self._read_into, chunk_size)
         self.counts = Counts()
@@ -301,10 +302,17 @@ class TargetWriter:
 
     def _keep_back(self, start: int, end: int, pieces: list[tuple[int, bytes]]) -> None:
         """Keep what is late in [start, end), in place of what an earlier pass had there."""
-        if self._late.count(start, end):
-            for low in list(self._late_bytes):
-                if start <= low < end:
+        if not self._late.count(start, end):
+            return
+        with self._late_lock:
+            for low, data in list(self._late_bytes.items()):
+                high = low + len(data)
+                if low < end and high > start:
                     del self._late_bytes[low]
+                    if low < start:
+                        self._late_bytes[low] = data[: start - low]
+                    if high > end:
+                        self._late_bytes[end] = data[end - low :]
             self._late_bytes.update(pieces)
 
     def _writable(self, ranges: _Ranges, wanted: Extents) -> Extents:
