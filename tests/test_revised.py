@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_of_overlapping_segments_the_last_one_counts(made: list[tuple[int, int]]
     expected = {n: number for number, span in enumerate(written) for n in range(*span)}
     found = list(in_force(written))
     assert {n: each.number for each in found for n in range(each.start, each.end)} == expected
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         assert one.end <= other.start
         assert one.end < other.start or one.number != other.number
 
@@ -90,7 +91,7 @@ def from_pipe(image: Path, target: Path) -> bytes:
     reading, writing = os.pipe()
     if not os.fork():
         os.close(reading)
-        with open(writing, "wb") as out:
+        with os.fdopen(writing, "wb") as out:
             out.write(image.read_bytes())
         os._exit(0)
     os.close(writing)
