@@ -270,6 +270,16 @@ def refuse_freeze(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abi, "freeze", answer)
 
 
+def test_ext_without_a_journal_is_stored_whole_unless_it_was_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveDisk(tmp_path, ("ext4",), 96, ("-O", "^has_journal")) as live:
+        refuse_freeze(live.places[0], monkeypatch)
+        result = capture(live.path, tmp_path / "image", CaptureOptions(max_pause=50))
+    (volume,) = result.layout.volumes
+    assert (volume.stored, volume.reason) == ("raw", "file system was not cleanly unmounted")
+
+
 def test_one_that_cannot_freeze_is_read_until_it_is_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def _allocation(volume: Volume, identity: Identity | None, nested: bool) -> Allo
         raise NotUnderstoodError("no file system recognised")
     if nested and identity.table and read_table(volume).partitions:
         raise NotUnderstoodError(f"it has both {identity.kind} and a partition table")
-    allocation = read_allocation(identity.kind, volume)
+    allocation = read_allocation(identity.kind, volume, identity.still)
     if allocation.size > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
     return allocation

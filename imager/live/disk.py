@@ -104,13 +104,20 @@ class LiveDisk:
             self._swap = swap_in_use(self._device.path, self._start)
             self._dirty = DirtyMap(self._start, self._device.size, self._swap)
             self._recorder = stack.enter_context(Recorder(system.tree.node(disk), self._dirty))
-            mounted = {
-                system.tree.start(device) - self._start
-                for superblock in self._superblocks.all
-                for device in superblock.devices
-                if (system.tree.parent(device) or device) == disk
-            }
+
+            def offsets(devices: frozenset[str]) -> set[int]:
+                return {
+                    system.tree.start(device) - self._start
+                    for device in devices
+                    if (system.tree.parent(device) or device) == disk
+                }
+
+            every = self._superblocks.all
+            mounted = set().union(*(offsets(superblock.devices) for superblock in every))
+            self._own = [offsets(superblock.own) for superblock in every]
             self._view = RememberedVolume(self._device, mounted)
+            # Until they are frozen this is a guess, which decides what is read and not what counts.
+            self._view.still = set().union(*self._own)
             self._stack = stack.pop_all()
             self._stack.callback(_unlock_memory)
         return self
@@ -216,6 +223,7 @@ class LiveDisk:
             with freezer.frozen():
                 for position in freezer.unable:
                     _sync(self._superblocks.all[position])
+                    self._view.still = set(self._view.still) - self._own[position]
                 precopy.instant(unread)
                 self._require_same_users()
                 self._settings.inside()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 
 from imager.extents import Extents
 from imager.filesystems import Volume
@@ -27,6 +28,8 @@ class RememberedVolume:
         """`mounted` are the offsets of volumes that cannot become something else: in use."""
         self._volume = volume
         self._mounted = mounted
+        self.still: Collection[int] = ()
+        """The offsets of volumes whose file systems are to be read as frozen ones."""
         self._reads: dict[tuple[int, int], bytes] = {}
         self._bytes = 0
         self._written = Extents()
@@ -74,4 +77,5 @@ class RememberedVolume:
         changed = start not in self._mounted and self._written.count(start, start + _SIGNATURES)
         if key not in self._identities or changed:
             self._identities[key] = identify(path, start, size)
-        return self._identities[key]
+        identity = self._identities[key]
+        return replace(identity, still=start in self.still) if identity else None
