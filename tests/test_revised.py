@@ -6,6 +6,7 @@ import os
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -218,7 +219,7 @@ def test_cut_anywhere_it_is_unfinished_and_holds_what_was_sent(tmp_path: Path) -
         {"start": 200 * CHUNK, "end": 100 * CHUNK},
     ],
 )
-def test_an_index_that_lies_is_refused(change: dict[str, int], tmp_path: Path) -> None:
+def test_an_index_that_lies_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     """Its hashes are right: only its numbers are not."""
     with ImageReader(write(tmp_path / "honest", IMAGE)) as reader:
         algorithm, items = reader.algorithm, list(reader.written_items())

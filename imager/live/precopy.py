@@ -162,6 +162,12 @@ class Precopy:
 
     def _read_now(self, ranges: Extents, begun: float) -> int:
         left = begun + self.limits.most - self.clock()
+        if left <= 0:
+            raise TooBusyError(
+                "the disk took too long to give its last sectors while everything stood still "
+                f"(limit {self.limits.most:g} s): nothing of this capture is kept; try again, or "
+                "allow more with --max-pause"
+            )
         to_read = self.patches.to_read(ranges)
         if self.speed.expect(to_read) > left:
             raise TooBusyError(
