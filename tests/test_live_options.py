@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from imager.capture import CaptureOptions, capture
 from imager.check import check
 from imager.cli.text import duration_argument
 from imager.extents import Extents
+from imager.live.freezer import FreezeError
 from imager.live.precopy import TooBusyError
 from imager.live.swap import swap_in_use
 from imager.live.tracefs import buffer_size
@@ -289,6 +291,23 @@ def test_a_swap_file_in_use_is_kept_as_a_header(live: LiveDisk) -> None:
             assert again[4086:4096] == b"SWAPSPACE2"
             assert not any(again[4096:])
         run("e2fsck", "-fn", device.partition(1))
+
+
+def test_swap_given_back_meanwhile_spoils_the_capture(live: LiveDisk) -> None:
+    """What was ignored as swap may be anything by now."""
+    file = live.places[0] / "swapfile"
+    file.write_bytes(bytes(16 * MIB))
+    file.chmod(0o600)
+    run("mkswap", file)
+    run("swapon", file)
+    image = live.folder / "image"
+    try:
+        options = CaptureOptions(max_pause=50, before_freeze=f"swapoff {file}")
+        with pytest.raises(FreezeError, match="swap space was given back"):
+            capture(live.path, image, options)
+    finally:
+        subprocess.run(["swapoff", file], capture_output=True, check=False)
+    assert not list(live.folder.glob("image*"))
 
 
 def test_preview_of_a_disk_in_use(live: LiveDisk) -> None:
