@@ -141,10 +141,10 @@ class CaptureJob:
             options.inside_freeze,
         )
         with LiveDisk(self._device, self._analyse_quietly, settings) as disk:
-            analysis = disk.first_look()
-            head = self._head(analysis)
+            disk.first_look()
+            head = self._head(disk.first)
             if self._parent is None:
-                require_room(head, analysis.used, options.split)
+                require_room(head, disk.first.used, options.split)
             with _open_sink(self._image, options) as sink:
                 if isinstance(sink, FileSink):
                     # An interrupted live capture leaves nothing that could be gone on with.
@@ -152,11 +152,11 @@ class CaptureJob:
                 try:
                     if isinstance(sink, FileSink) and options.split is None:
                         return fill_live(
-                            disk, self._device, analysis, head, sink, options, self._parent,
+                            disk, self._device, head, sink, options, self._parent,
                             manifest_facts, self._progress,
                         )  # fmt: skip
                     return fill_live_revised(
-                        disk, self._device, analysis, head, sink, options, self._parent,
+                        disk, self._device, head, sink, options, self._parent,
                         manifest_facts, self._progress,
                     )  # fmt: skip
                 except BaseException:

@@ -200,6 +200,11 @@ class ImageFiller:
         self.zeros.flush()
         self._unreadable = self._unreadable - chunks | Extents.of(lost)
 
+    def end_pass(self) -> None:
+        """Nothing follows in disk order; lets go of the maps, which take much memory."""
+        self.writer.end_chunks()
+        self._used = Extents()
+
     @property
     def zero(self) -> int:
         """Disk bytes in chunks that are all zero, so far."""

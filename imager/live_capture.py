@@ -37,7 +37,6 @@ class Results(Protocol):
 def fill_live(
     disk: LiveDisk,
     device: SourceDevice,
-    first: Analysis,
     head: Head,
     sink: FileSink,
     settings: Settings,
@@ -47,24 +46,25 @@ def fill_live(
 ) -> Filled:
     """Write and finish the image of a disk that is followed already.
 
-    `first` and `head` are what is known of it before the first pass. Raises as `LiveDisk.catch` and
-    the filler do; the sink is then of no use.
+    `head` is what is known of it before the first pass. Raises as `LiveDisk.catch` and the filler do;
+    the sink is then of no use.
     """
     patches = Patches(device.readinto, sink.spool_directory)
     try:
-        with ImageFiller(device, first, head, sink, settings, progress, parent) as filler:
+        with ImageFiller(device, disk.first, head, sink, settings, progress, parent) as filler:
             begun = time.monotonic()
             filler.fill(progress)
-            filler.writer.end_chunks()
-            rate = first.used.total / max(time.monotonic() - begun, 1e-3)
+            filler.end_pass()
+            rate = disk.first.used.total / max(time.monotonic() - begun, 1e-3)
             progress("changes", 0, 0)
             instant = disk.catch(patches, rate)
             after = instant.analysis
             facts = {**head.facts, "layout": after.layout.to_json(), "table": instant.table}
             final = replace(head, facts=facts)
-            merger = ImageMerger(
-                filler, sink, patches, final, _maps(first, device), _maps(after, device)
-            )
+            before = disk.first.used - disk.first.excluded
+            merger = ImageMerger(filler, sink, patches, final, before, _maps(after, device))
+            del before
+            disk.forget_first()
             merged = merger.merge(progress)
             try:
                 unreadable = (filler.unreadable() - patches.covered) & after.used
@@ -89,7 +89,6 @@ def fill_live(
 def fill_live_revised(
     disk: LiveDisk,
     device: SourceDevice,
-    first: Analysis,
     head: Head,
     sink: Sink,
     settings: Settings,
@@ -98,11 +97,12 @@ def fill_live_revised(
     progress: Progress,
 ) -> Filled:
     """The same for a sink that can only be appended to; `head` says that the image is revised."""
-    with ImageFiller(device, first, head, sink, settings, progress, parent) as filler:
+    with ImageFiller(device, disk.first, head, sink, settings, progress, parent) as filler:
         filler.fill(progress)
-        filler.writer.end_chunks()
-        used = first.used - first.excluded
+        filler.end_pass()
+        used = disk.first.used - disk.first.excluded
         reviser = ImageReviser(filler, used, device.size, head.chunk_size)
+        del used
         progress("changes", 0, 0)
         instant = disk.catch(reviser, reviser.rate())
         if instant.table != head.facts["table"]:
@@ -110,6 +110,7 @@ def fill_live_revised(
                 "the partition table changed while the disk was captured: nothing of this capture "
                 "is of use; try again"
             )
+        disk.forget_first()
         reviser.flush()
         filler.restate_runs(reviser.used)
         filler.writer.end_chunks()

@@ -195,6 +195,7 @@ class ImageWriter:
         if not self._covered_all and self.position < self._head.disk_size:
             raise ValueError("the image does not cover the disk")
         self._covered_all = True
+        self._builder.remap({})  # the maps of a large disk take much memory
 
     def revise(self, position: int, unused: Extents) -> None:
         """Replace chunks that are written already, from disk byte `position` on; by these maps.

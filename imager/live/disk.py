@@ -125,8 +125,8 @@ class LiveDisk:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def first_look(self) -> Analysis:
-        """What is in use now, for a first pass; it may be outdated when it is there."""
+    def first_look(self) -> None:
+        """Find out what is in use now, for a first pass; it may be outdated when it is there."""
         for _ in range(_LOOKS):
             self._sync()
             found = self._analyse(self._view, self._view.identify, ())
@@ -135,7 +135,6 @@ class LiveDisk:
                 break
         self._first = self._without_swap(found)
         self._dirty.ignore(self._swap | found.excluded)
-        return self._first
 
     def catch(self, patches: Rereading, rate: float) -> Instant:
         """Read again what was written since the first look, and the last of it in a freeze.
@@ -143,8 +142,7 @@ class LiveDisk:
         `rate` is how fast the first pass read, in bytes a second. Raises TooBusyError, FreezeError,
         LostWritesError or RefusedError where the disk could not be caught.
         """
-        if self._first is None:
-            raise ValueError("the first look comes first")
+        first = self.first
         precopy = Precopy(
             self,
             patches,
@@ -159,13 +157,14 @@ class LiveDisk:
             _run_hook(self._settings.before_freeze, "--before-freeze")
             warning = ""
             try:
-                self._come_close(precopy, self._first)
-                pause = self._freeze(freezer, precopy, self._first)
+                self._come_close(precopy, first)
+                pause = self._freeze(freezer, precopy, first)
             finally:
                 try:
                     _run_hook(self._settings.after_thaw, "--after-thaw")
                 except HookError as error:
                     warning = str(error)
+        self._view.forget()
         return Instant(
             self._last,
             self._table,
@@ -174,6 +173,17 @@ class LiveDisk:
             self._recorder.written,
             warning,
         )
+
+    @property
+    def first(self) -> Analysis:
+        """What the first look has shown."""
+        if self._first is None:
+            raise ValueError("the first look comes first")
+        return self._first
+
+    def forget_first(self) -> None:
+        """Let go of the first look: the maps of a large disk take much memory."""
+        self._first = None
 
     def take(self) -> Extents:
         """As of `precopy.Writes`."""
@@ -200,9 +210,10 @@ class LiveDisk:
         self._view.forget()
         begun = time.process_time()
         analysis = self._analyse(self._view, self._view.identify, first.layout.gaps)
-        found = self._without_swap(analysis)
+        unread = _unread(self._without_swap(analysis), first, precopy.patches)
         precopy.overhead += time.process_time() - begun
-        precopy.patches.read(_unread(found, first, precopy.patches))
+        del analysis
+        precopy.patches.read(unread)
         self._sync()
         precopy.round()
         precopy.require_short()
