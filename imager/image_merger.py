@@ -224,7 +224,8 @@ class ImageMerger:
             chunk[first - start : last - start] = bytes(last - first)
         run = ChunkRun(start, end, used)
         encoded = self._filler.encode(run, chunk, work.unreadable, work.parent_hash)
-        return work, self._fitted(encoded, chunk, work.entry.stored_size)
+        # The patches are not needed any more, and many chunks wait for their turn.
+        return work._replace(patches=[]), self._fitted(encoded, chunk, work.entry.stored_size)
 
     def _fitted(self, encoded: Encoded, chunk: bytearray, room: int) -> Encoded:
         """The chunk compressed once more, and harder, if its frame then fits where the old one was.

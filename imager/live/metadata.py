@@ -15,8 +15,8 @@ from imager.filesystems import Volume
 from imager.layout.analyse import Identify
 from imager.layout.blkid import Identity, identify
 
-_MEMORY = 1 << 26
-"""Bytes that are remembered at most."""
+_MEMORY = 1 << 25
+"""Bytes that are remembered at most: the bitmaps of an ext4 of 1 TiB."""
 _SIGNATURES = 1 << 20
 """Where a volume's signature may be, from its start (bytes)."""
 
