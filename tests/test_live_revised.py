@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import subprocess
@@ -19,6 +20,9 @@ from imager.extents import Extents
 from imager.live import abi
 from imager.live.precopy import TooBusyError
 from imager.live.tracing import Recorder
+from imager.store.folder import open_store
+from imager.store.prune import prune
+from imager.store.retention import Rules
 from tests.command import IMAGER, ROOT, failure, imager, same_bytes, zstd_refuses
 from tests.disks import MIB, get
 from tests.golden.make import failing
@@ -130,6 +134,26 @@ def test_a_reader_that_goes_away_ends_it(live: LiveDisk) -> None:
     assert first.wait() == 7 and told.startswith("imager: standard output: "), told
     (live.places[0] / "written").write_text("x")
     run("sync", "-f", live.places[0])
+
+
+def test_a_store_in_parts_takes_it_and_gives_back_what_is_not_needed(live: LiveDisk) -> None:
+    """Each night an increment upon the one before; then the first one's frames go, but for its own."""
+    place = live.folder / "store"
+    imager("store", "init", place)
+    words = ("--store", place, "--split", "64M", "--max-pause", "50", "--chunk-size", "64KiB")
+    (live.places[0] / "old").write_bytes(os.urandom(4 * MIB))
+    imager("capture", live.path, *words)
+    for name in ("old", "new"):
+        (live.places[0] / name).write_bytes(os.urandom(4 * MIB))
+        done = imager("capture", live.path, *words)
+        assert "incremental, against" in done.out
+    now = datetime.datetime.now().astimezone()
+    store = open_store(place)
+    for days in (1, 9):
+        report = prune(store, Rules(last=1), now + datetime.timedelta(days=days))
+    assert report.freed > 3 * MIB and not report.notes
+    (last,) = (path for path in place.rglob("*.last") if path.is_file())
+    assert check(last).verdict == "ok"
 
 
 def test_more_places_than_memory_holds_are_not_frozen(

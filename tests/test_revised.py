@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.check import check
-from imager.errors import ImageError, UnsupportedImageError
+from imager.errors import ImageError, UnsupportedImageError, WriteFailedError
 from imager.export import ExportFormat, export
 from imager.extents import Extents
 from imager.image.format import FOOTER_RECORD_SIZE, INDEX_ITEM, RangeKind
+from imager.image.hashing import hash_algorithm
 from imager.image.head import decode_head
 from imager.image.index import Segment
 from imager.image.origin import FileOrigin, StreamOrigin
@@ -241,3 +243,33 @@ def test_an_index_that_lies_is_refused(change: dict[str, Any], tmp_path: Path) -
 def write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def renumbered(number: int, to: int) -> bytes:
+    """The image with another number in one segment, all of whose hashes are right."""
+    data = bytearray(IMAGE)
+    segment = named("SEGM")[number]
+    struct.pack_into("<I", data, segment.start + 32, to)
+    digest = hash_algorithm("blake3").digest(data[segment.start : segment.end - 32])
+    data[segment.end - 32 : segment.end] = digest
+    return bytes(data)
+
+
+def test_a_stream_whose_segments_are_not_in_order_is_refused(tmp_path: Path) -> None:
+    for number, to in ((4, 5), (len(named("SEGM")) - 1, 0), (1, 1 << 31)):
+        image = write(tmp_path / "image", renumbered(number, to))
+        with pytest.raises(ImageError, match="not in order"):
+            from_pipe(image, tmp_path / f"piped-{number}")
+
+
+def test_an_image_with_too_many_segments_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imager.image.writer.MAX_REVISED_SEGMENTS", len(named("SEGM")) - 1)
+    with pytest.raises(WriteFailedError, match="too many chunks change"):
+        revised_bytes(SIMPLE)
+
+
+def test_nor_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    image = write(tmp_path / "image", IMAGE)
+    monkeypatch.setattr("imager.image.revision.MAX_REVISED_SEGMENTS", len(named("SEGM")) - 1)
+    with pytest.raises(ImageError, match="too many segments"):
+        check(image)
