@@ -74,6 +74,10 @@ class CaptureResult:
     """Disk bytes in chunks that are the parent's."""
     parent_problem: str = ""
     """Why the image cannot be read although it was written: its parent has gone meanwhile."""
+    revised: bool = False
+    """Whether some of its chunks replace others: plain zstd cannot restore it."""
+    begun_anew: bool = False
+    """Whether it was to resume another one, which of a disk in use is not possible."""
     check: CheckResult | None = None
     """Of the image just written, if asked for."""
 
@@ -132,6 +136,8 @@ def capture(
             parent=parent.reference if parent else None,
             inherited=filled.inherited,
             parent_problem=problem,
+            revised=filled.revised,
+            begun_anew=options.resume and consistency == "frozen",
         )
     if options.verify and isinstance(image, Path):
         checked = check(image, threads=options.threads, progress=progress)

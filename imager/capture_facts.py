@@ -33,8 +33,12 @@ class Filled:
     """Disk bytes taken over from an interrupted capture."""
     instant: Instant | None = None
     """When and how a disk in use was caught."""
+    revised: bool = False
+    """Whether some of its chunks replace others."""
 
 
+REVISED_FACTS = ("plain_zstd", "segments")
+"""Of a revised image's manifest alone; see docs/format.md."""
 MAX_UNREADABLE_LISTED = 10_000
 """Ranges in the manifest; the segments' maps have them all."""
 

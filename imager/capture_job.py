@@ -14,6 +14,7 @@ from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
 from imager.errors import RefusedError, UsageError
 from imager.filesystems import Volume
+from imager.image.format import INCOMPATIBLE_FREE, INCOMPATIBLE_REVISED
 from imager.image.head import Head
 from imager.image.room import require_room
 from imager.image.sink import FileSink, PipeSink, Sink
@@ -57,13 +58,17 @@ def settle_consistency(
             f"{device.path} is in use ({busy[0]}): unmount it, or leave out --consistency offline "
             "to capture it as it is at one instant"
         )
-    if isinstance(image, int) or options.split is not None:
-        what = "standard output" if isinstance(image, int) else "parts"
+    if wanted == "snapshot" and _only_appended(image, options):
         raise RefusedError(
-            f"{device.path} is in use ({busy[0]}): its image has to be patched while it is made, "
-            f"which {what} cannot be: write it to one file, or unmount the disk first"
+            "what is read from snapshots is patched into the image, which a pipe or parts cannot be: "
+            "write it to one file, or leave out --consistency snapshot"
         )
     return "snapshot" if wanted == "snapshot" else "frozen"
+
+
+def _only_appended(image: Path | int | None, options: CaptureOptions) -> bool:
+    """Whether what was written cannot be patched: then the image of a disk in use is a revised one."""
+    return isinstance(image, int) or options.split is not None
 
 
 class CaptureJob:
@@ -142,34 +147,40 @@ class CaptureJob:
         # Most captures do without all this, and start faster.
         from imager.live.disk import LiveDisk, LiveSettings
         from imager.live.precopy import Limits
-        from imager.live_capture import fill_live
+        from imager.live_capture import fill_live, fill_live_revised
 
         options = self._options
+        revised = _only_appended(self._image, options)
         settings = LiveSettings(
             Limits(options.target_pause, options.max_pause),
             options.before_freeze,
             options.after_thaw,
-            _SNAPSHOTS[options.consistency],
+            "never" if revised else _SNAPSHOTS[options.consistency],
             options.inside_freeze,
         )
-        if not isinstance(self._image, Path):
-            raise ValueError("an image of a disk in use is a file")
         with LiveDisk(self._device, self._analyse_quietly, settings) as disk:
-            analysis = disk.first_look()
-            head = self._head(analysis)
+            disk.first_look()
+            head = self._head(disk.first)
             if self._parent is None:
-                require_room(head, analysis.used, None)
-            sink = FileSink(self._image, None, options.resume)
-            try:
-                return fill_live(
-                    disk, self._device, analysis, head, sink, options, self._parent,
-                    manifest_facts, self._progress,
-                )  # fmt: skip
-            except BaseException:
-                sink.discard()
-                raise
-            finally:
-                sink.close()
+                require_room(head, disk.first.used, options.split)
+            with _open_sink(self._image, options) as sink:
+                if isinstance(sink, FileSink):
+                    # An interrupted live capture leaves nothing that could be gone on with.
+                    sink.truncate(0)
+                try:
+                    if isinstance(sink, FileSink) and not revised:
+                        return fill_live(
+                            disk, self._device, head, sink, options, self._parent,
+                            manifest_facts, self._progress,
+                        )  # fmt: skip
+                    return fill_live_revised(
+                        disk, self._device, head, sink, options, self._parent,
+                        manifest_facts, self._progress,
+                    )  # fmt: skip
+                except BaseException:
+                    if isinstance(sink, FileSink):
+                        sink.discard()
+                    raise
 
     def _analyse_quietly(
         self, volume: Volume, identify: Identify, known_gaps: tuple[Gap, ...]
@@ -178,7 +189,12 @@ class CaptureJob:
         return self.analyse(volume, identify, known_gaps, no_progress)
 
     def _head(self, analysis: Analysis) -> Head:
-        return describe(self._device, analysis, self._options, self._consistency, self._parent)
+        live = self._consistency in LIVE
+        revised = live and _only_appended(self._image, self._options)
+        bits = INCOMPATIBLE_REVISED if revised else INCOMPATIBLE_FREE if live else 0
+        return describe(
+            self._device, analysis, self._options, self._consistency, self._parent, bits
+        )
 
 
 @contextmanager

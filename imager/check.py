@@ -233,6 +233,10 @@ class _Checker:
 
     def _pieces(self, coverage: Coverage) -> Iterator[Piece | LostRange]:
         """The whole disk, while `coverage` follows the image itself."""
+        if self._image.head.revised:
+            self._cover_written(coverage)
+            yield from self._chain.pieces()
+            return
         for segment in self._image.segments(both=True):
             if isinstance(segment, LostRange):
                 coverage.lose()
@@ -240,6 +244,23 @@ class _Checker:
             else:
                 coverage.segment(segment)
                 yield from self._chain.expand(segment)
+
+    def _cover_written(self, coverage: Coverage) -> None:
+        """A revised image in the order of its file, with the frames that nothing else looks at."""
+        image = self._image
+        for segment in image.written_segments():
+            if isinstance(segment, LostRange):
+                coverage.lose()
+                continue
+            coverage.segment(segment)
+            for entry in () if self._quick else image.replaced_entries(segment):
+                if not entry.stored_size:
+                    continue
+                (frame,) = image.read_frames([entry])
+                if isinstance(frame, ImagerError):
+                    image.problems.add(f"a replaced chunk at byte {entry.offset}: {frame}")
+                elif image.algorithm.frame_digest(frame) != entry.frame_hash:
+                    image.problems.add(f"a replaced chunk at byte {entry.offset} is damaged")
 
     def _lose(self, lost: ExtentsBuilder, start: int, end: int) -> None:
         lost.add(max(start, self._within[0]), min(end, self._within[1]))

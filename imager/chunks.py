@@ -50,6 +50,12 @@ def chunk_runs(used: Extents, start: int, end: int, chunk_size: int) -> Iterator
         start = stop
 
 
+def chunks_of(ranges: Extents, used: Extents, chunk_size: int) -> Iterator[ChunkRun]:
+    """The chunks that `ranges`, which are aligned to chunks, are made of."""
+    for start, end in ranges:
+        yield from chunk_runs(used, start, end, chunk_size)
+
+
 class ChunkReader:
     """Reads chunks from a device into this thread's buffer."""
 

@@ -9,7 +9,6 @@ from typing import Protocol
 
 from imager.disk.source import SourceDevice
 from imager.image.format import (
-    INCOMPATIBLE_FREE,
     INCOMPATIBLE_INCREMENTAL,
     INCOMPATIBLE_PARTIAL,
 )
@@ -54,17 +53,20 @@ def describe(
     options: Description,
     consistency: str,
     parent: ParentImage | None,
+    features: int = 0,
 ) -> Head:
-    """The head of the image that a capture is about to write."""
+    """The head of the image that a capture is about to write.
+
+    `features` are the bits that only an image of a disk in use has.
+    """
     bits = INCOMPATIBLE_PARTIAL if analysis.excluded else 0
     bits |= INCOMPATIBLE_INCREMENTAL if parent else 0
-    bits |= INCOMPATIBLE_FREE if consistency in ("frozen", "snapshot") else 0
     return Head(
         disk_size=device.size,
         chunk_size=parent.head.chunk_size if parent else options.chunk_size,
         sector_size=device.sector_size,
         split=options.split is not None,
-        incompatible=bits,
+        incompatible=bits | features,
         facts={
             "created": now(options.created),
             "tool": f"imager {VERSION}",

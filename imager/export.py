@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from imager.capture_facts import REVISED_FACTS
 from imager.check import Batch, batches, stored_ranges
 from imager.disk.programs import find, run
 from imager.errors import ImageError, ImagerError, RefusedError, WriteFailedError
@@ -28,6 +29,7 @@ from imager.image.codec import ChunkDecoder, ChunkEncoder
 from imager.image.format import (
     INCOMPATIBLE_FREE,
     INCOMPATIBLE_INCREMENTAL,
+    INCOMPATIBLE_REVISED,
     ChunkKind,
     Entry,
     RangeKind,
@@ -43,6 +45,8 @@ from imager.zero_runs import ZeroRuns
 
 _DEFAULT_LEVEL = 3
 _MAX_LEVEL = 19
+_NOT_EXPORTED = INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE | INCOMPATIBLE_REVISED
+"""Features that a full image, written in one go, has no use for."""
 _QEMU = ("qemu-img", "qemu-utils")
 
 
@@ -286,13 +290,16 @@ def _full_head(chain: Chain) -> Head:
         "parents": [],
         "exported": {"uuid": str(uuid.UUID(bytes=chain.image.uuid)), "tool": f"imager {VERSION}"},
     }
-    incompatible = chain.head.incompatible & ~(INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE)
-    return replace(chain.head, split=False, incompatible=incompatible, facts=facts)
+    kept = chain.head.incompatible & ~_NOT_EXPORTED
+    return replace(chain.head, split=False, incompatible=kept, facts=facts)
 
 
 def _results(chain: Chain, unreadable: Extents, zero: int) -> Json:
     """The manifest's facts; of one that is damaged what is known all the same."""
     known = {"verdict": "degraded" if unreadable else "ok", "unreadable_bytes": unreadable.total}
     if chain.image.manifest is not None:
-        return {**chain.image.manifest.facts, "zero": zero}
+        facts = {**chain.image.manifest.facts, "zero": zero}
+        for key in REVISED_FACTS:
+            facts.pop(key, None)
+        return facts
     return {**known, "zero": zero}

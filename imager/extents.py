@@ -192,7 +192,8 @@ class Extents:
 
         Up to the next boundary of the one set, all boundaries of the other act alike: each toggles
         the result, or none does. So they are copied, or passed over, as one slice, and merging a
-        large set with a small one costs little more than a copy of the large one.
+        large set with a small one costs little more than a copy of the large one. Nor do two that
+        are nearly the same: boundaries that both have act alike for as long as they go on.
         """
         mine, theirs = self._bounds, other._bounds
         mine_end, theirs_end = len(mine), len(theirs)
@@ -219,15 +220,33 @@ class Extents:
                 if theirs_toggle[i & 1]:
                     out.extend(theirs[first:j])
             elif theirs[j] == at:
-                i += 1
-                j += 1
-                if keep[2 * (i & 1) + (j & 1)] != len(out) & 1:
-                    out.append(at)
+                first, common = i, _common(mine, i, theirs, j)
+                state = 2 * (i & 1) + (j & 1)
+                if keep[state] != keep[3 - state]:
+                    out.extend(mine[first : first + common])
+                i += common
+                j += common
         if mine_toggles[0]:
             out.extend(mine[i:])
         if theirs_toggle[0]:
             out.extend(theirs[j:])
         return Extents(out)
+
+
+def _common(mine: array[int], i: int, theirs: array[int], j: int) -> int:
+    """How many boundaries from `i` and `j` on, which are equal, are so one after the other."""
+    if mine[i + 1 : i + 2] != theirs[j + 1 : j + 2]:
+        return 1
+    length, step = 1, 16
+    while step:
+        low, high = i + length, j + length
+        part = mine[low : low + step]
+        if part and part == theirs[high : high + step]:
+            length += len(part)
+            step = min(2 * step, 1 << 16)
+        else:
+            step //= 2
+    return length
 
 
 def _gallop(bounds: array[int], at: int, start: int) -> int:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import NamedTuple, Protocol
 
-from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
+from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs, chunks_of
 from imager.disk.source import SourceDevice
 from imager.extents import Extents, ExtentsBuilder
 from imager.image.codec import ChunkEncoder
 from imager.image.format import Base
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
+from imager.image.index import inherits_maps
 from imager.image.sink import FileSink, Sink
-from imager.image.writer import ImageWriter, WrittenImage
+from imager.image.writer import ImageWriter, WrittenImage, no_hashes
 from imager.layout.analyse import Analysis
 from imager.parent_image import ParentCursor, ParentImage
 from imager.pipeline import Progress, ordered_map, thread_count
@@ -69,6 +70,9 @@ class Encoded(NamedTuple):
     """What the frame needs as dictionary."""
 
 
+ReadChunk = Callable[[ChunkRun], tuple[bytearray, list[tuple[int, int]]]]
+"""Gives a chunk with zeros where nothing is used, and what of it could not be read."""
+
 _GOOD_DELTA = 32
 """A delta this many times smaller than its chunk is taken without trying anything else."""
 
@@ -90,6 +94,7 @@ class ImageFiller:
         self._device = device
         self.parent = parent
         self._used = analysis.used - analysis.excluded
+        self._excluded = analysis.excluded
         unused = self._used.complement(0, device.size) - analysis.excluded
         if parent is not None:
             parent.compare_maps(unused, analysis.excluded)
@@ -123,7 +128,7 @@ class ImageFiller:
         self._zeros_before = remains.zero if remains else 0
         self.inherited = remains.inherited_bytes if remains else 0
         """Disk bytes in chunks that are the parent's, so far."""
-        self._unreadable = ExtentsBuilder()
+        self._unreadable = Extents()
 
     def __enter__(self) -> ImageFiller:
         return self
@@ -137,19 +142,68 @@ class ImageFiller:
         start = self.writer.position
         done = self._used.clip(0, start).total
         progress("capture", done, total)
+        unreadable = ExtentsBuilder()
         with closing(ordered_map(self._encode, self._work(start), self.threads)) as results:
             for encoded in results:
-                if encoded.unchanged:
-                    self._add_parents(encoded)
-                elif encoded.frame is None:
-                    self.zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
-                else:
-                    self._add_frame(encoded, encoded.frame)
-                for start, end in encoded.unreadable:
-                    self._unreadable.add(start, end)
+                self._add(encoded)
+                for pair in encoded.unreadable:
+                    unreadable.add(*pair)
                 done += encoded.run.used.total
                 progress("capture", done, total)
         self.zeros.flush()
+        self._unreadable = unreadable.build()
+
+    def restate_runs(self, used: Extents) -> None:
+        """Write anew the references to those of the parent's chunks whose runs `revise` has cut."""
+        if self.parent is None:
+            return
+        unused = used.complement(0, self._device.size) - self._excluded
+        for start, end, entry in list(self.writer.cut_runs()):
+            own = not inherits_maps(entry)
+            self.writer.revise(start, unused)
+            if own:
+                self.writer.add_unreadable(self._unreadable.clip(start, end))
+            for content_hash, chunks in self.parent.hashes(start, end):
+                self.writer.add_parents(content_hash, chunks, own)
+
+    def read(self, run: ChunkRun) -> tuple[bytearray, list[tuple[int, int]]]:
+        """One chunk from the disk; see `ChunkReader.read`."""
+        return self._reader.read(run)
+
+    def revise(self, chunks: Extents, used: Extents, read: ReadChunk) -> None:
+        """Write chunks again that are in the image already, with what is `used` in them by now.
+
+        Something is, in each of them. What `read` gives may be valid until the thread's next call.
+        """
+
+        def encode(work: _Work) -> Encoded:
+            chunk, unreadable = read(work.run)
+            return self.encode(work.run, chunk, unreadable, work.parent_hash)
+
+        def work() -> Iterator[_Work]:
+            for run in chunks_of(chunks, used, self._head.chunk_size):
+                parent = next(self.parent.runs(run.start, run.end)) if self.parent else None
+                yield _Work(run, parent.content_hash if parent else None)
+
+        unused = chunks - used - self._excluded
+        position = -1
+        lost: list[tuple[int, int]] = []
+        with closing(ordered_map(encode, work(), self.threads)) as results:
+            for encoded in results:
+                start, end, _ = encoded.run
+                if start != position:
+                    self.zeros.flush()
+                    self.writer.revise(start, unused)
+                self._add(encoded, revised=True)
+                lost += encoded.unreadable
+                position = end
+        self.zeros.flush()
+        self._unreadable = self._unreadable - chunks | Extents.of(lost)
+
+    def end_pass(self) -> None:
+        """Nothing follows in disk order; lets go of the maps, which take much memory."""
+        self.writer.end_chunks()
+        self._used = Extents()
 
     @property
     def zero(self) -> int:
@@ -157,12 +211,14 @@ class ImageFiller:
         return self._zeros_before + self.zeros.written
 
     def unreadable(self) -> Extents:
-        """What the device did not give; once, when all is stored."""
-        return self._unreadable.build()
+        """What the device did not give, when all is stored."""
+        return self._unreadable
 
     def finish(self, results: Json) -> WrittenImage:
         """Write the image's end with these facts for the manifest, and make it durable."""
-        return self.writer.finish(results)
+        return self.writer.finish(
+            results, inherited=self.parent.hashes if self.parent else no_hashes
+        )
 
     def _work(self, start: int) -> Iterator[_Work]:
         """The disk from `start` on; a run without anything in use is cut as the parent's are."""
@@ -232,6 +288,15 @@ class ImageFiller:
                     return delta, base
         return whole or self.encoder.encode(chunk), None
 
+    def _add(self, encoded: Encoded, revised: bool = False) -> None:
+        """The next chunks go to the writer; if they are `revised` the parent's maps never count."""
+        if encoded.unchanged:
+            self._add_parents(encoded, revised)
+        elif encoded.frame is None:
+            self.zeros.add(encoded.run.start, encoded.run.end, encoded.unreadable)
+        else:
+            self._add_frame(encoded, encoded.frame)
+
     def _add_frame(self, encoded: Encoded, frame: bytes) -> None:
         self.zeros.flush()
         self.writer.add_unreadable(encoded.unreadable)
@@ -240,11 +305,13 @@ class ImageFiller:
         else:
             self.writer.add_delta(frame, encoded.content_hash, encoded.frame_hash, encoded.base)
 
-    def _add_parents(self, encoded: Encoded) -> None:
-        """Refer to the parent; its maps count there, if they are the same."""
+    def _add_parents(self, encoded: Encoded, own: bool) -> None:
+        """Refer to the parent; its maps count there, if they are the same, unless `own` ones shall."""
         run = encoded.run
         self.zeros.flush()
-        own = bool(self.parent and self.parent.maps_differ(run.start, run.end, encoded.unreadable))
+        own = own or bool(
+            self.parent and self.parent.maps_differ(run.start, run.end, encoded.unreadable)
+        )
         if own:
             self.writer.add_unreadable(encoded.unreadable)
         size = run.end - run.start

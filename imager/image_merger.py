@@ -73,10 +73,10 @@ class ImageMerger:
         sink: FileSink,
         patches: Patches,
         head: Head,
-        before: DiskMaps,
+        before: Extents,
         after: DiskMaps,
     ) -> None:
-        """`before` are the maps by which the filler has read, `after` and `head` the final ones."""
+        """`before` was in use when the filler has read, `after` and `head` are final."""
         self._filler = filler
         self._sink = sink
         self._patches = patches
@@ -85,7 +85,7 @@ class ImageMerger:
         self._parent: ParentImage | None = filler.parent
         if self._parent is not None:
             self._parent.compare_maps(after.unused, after.excluded)
-        freed, grown = before.used - after.used, after.used - before.used
+        freed, grown = before - after.used, after.used - before
         self._touched = freed | grown | (patches.covered & after.used)
         level = max(filler.encoder.level, _HARDER)
         self._harder = ChunkEncoder(filler.algorithm, level, head.chunk_size)
@@ -224,7 +224,8 @@ class ImageMerger:
             chunk[first - start : last - start] = bytes(last - first)
         run = ChunkRun(start, end, used)
         encoded = self._filler.encode(run, chunk, work.unreadable, work.parent_hash)
-        return work, self._fitted(encoded, chunk, work.entry.stored_size)
+        # The patches are not needed any more, and many chunks wait for their turn.
+        return work._replace(patches=[]), self._fitted(encoded, chunk, work.entry.stored_size)
 
     def _fitted(self, encoded: Encoded, chunk: bytearray, room: int) -> Encoded:
         """The chunk compressed once more, and harder, if its frame then fits where the old one was.

@@ -6,7 +6,9 @@ Of each segment's disk range
     free     unused and not wanted: discarded where the device can
     late     the partition table and the first MiB: kept in memory, written when all else is safe
 
-and what was left out of the image is in none of them.
+and what was left out of the image is in none of them. An image that comes through a pipe may bring
+chunks again that replace earlier ones: a pass through the disk ends where one goes back, and the next
+begins when all of it is written.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from typing import NamedTuple
 
 from imager.check import Batch, batches
@@ -109,6 +112,7 @@ class TargetWriter:
         self._decoder = ChunkDecoder(origin.algorithm, chunk_size)
         self._zeros = bytes(chunk_size)
         self._late_bytes: dict[int, bytes] = {}
+        self._late_lock = threading.Lock()
         self._hashes: dict[int, bytes] = {}
         self._current = ChunkReader(self._read_into, chunk_size)
         self.counts = Counts()
@@ -123,13 +127,31 @@ class TargetWriter:
         Raises ImageError at the first damaged chunk unless salvaging, WriteFailedError where the
         target fails.
         """
+        pieces = iter(self._origin.pieces())
+        first = next(pieces, None)
+        while first is not None:
+            first = self._write_pass(first, pieces)
 
+    def _write_pass(
+        self, first: Piece | LostRange, pieces: Iterator[Piece | LostRange]
+    ) -> Piece | LostRange | None:
+        """Write `first` and what follows in disk order; returns the piece that goes back, if any."""
         # Two, so that each comes in disk order: segments are looked at ahead of chunks.
         lost_segments, lost_chunks = ExtentsBuilder(), ExtentsBuilder()
         unreadable = ExtentsBuilder()
+        covered = ExtentsBuilder()
+        back: Piece | LostRange | None = None
 
         def work() -> Iterator[_Work]:
-            for piece in self._origin.pieces():
+            nonlocal back
+            position = 0
+            for piece in chain((first,), pieces):
+                place = piece if isinstance(piece, LostRange) else piece.segment
+                if place.start < position:
+                    back = piece
+                    return
+                position = place.end
+                covered.add(place.start, place.end)
                 if isinstance(piece, LostRange):
                     error = ImageError(piece.reason or "a segment is lost")
                     self._lose(lost_segments, piece.start, piece.end, error)
@@ -146,8 +168,10 @@ class TargetWriter:
                 for start, end, error in failed:
                     self._lose(lost_chunks, start, end, error)
                 self._report("write", done)
-        self.lost = lost_segments.build() | lost_chunks.build()
-        self.unreadable = unreadable.build()
+        replaced = covered.build()
+        self.lost = self.lost - replaced | lost_segments.build() | lost_chunks.build()
+        self.unreadable = self.unreadable - replaced | unreadable.build()
+        return back
 
     def late_pieces(self) -> list[tuple[int, bytes]]:
         """What was kept back, as (disk offset, bytes) in disk order."""
@@ -249,8 +273,9 @@ class TargetWriter:
             view[high - start :] = self._zeros[: end - high]
             self._hashes[start] = self._origin.algorithm.digest(view)
         kept_back = wanted & self._late
-        for low, high in kept_back:
-            self._late_bytes[low] = bytes(view[low - start : high - start])
+        self._keep_back(
+            start, end, [(low, bytes(view[low - start : high - start])) for low, high in kept_back]
+        )
         run = ChunkRun(start, end, wanted)
         if self._only_changes and not kept_back and self._holds(self._current, run, entry):
             self.counts.add(unchanged=wanted.total)
@@ -261,8 +286,7 @@ class TargetWriter:
 
     def _write_zeros(self, ranges: _Ranges, start: int, end: int, entry: Entry) -> None:
         wanted = ranges.wanted.clip(start, end)
-        for low, high in wanted & self._late:
-            self._late_bytes[low] = bytes(high - low)
+        self._keep_back(start, end, [(low, bytes(high - low)) for low, high in wanted & self._late])
         if self._only_changes:
             changed = ExtentsBuilder()
             for run in chunk_runs(wanted, start, end, self._origin.head.chunk_size):
@@ -275,6 +299,21 @@ class TargetWriter:
         for low, high in self._writable(ranges, wanted):
             self._target.zero(low - self._span.start, high - low)
             self.counts.add(zeroed=high - low)
+
+    def _keep_back(self, start: int, end: int, pieces: list[tuple[int, bytes]]) -> None:
+        """Keep what is late in [start, end), in place of what an earlier pass had there."""
+        if not self._late.count(start, end):
+            return
+        with self._late_lock:
+            for low, data in list(self._late_bytes.items()):
+                high = low + len(data)
+                if low < end and high > start:
+                    del self._late_bytes[low]
+                    if low < start:
+                        self._late_bytes[low] = data[: start - low]
+                    if high > end:
+                        self._late_bytes[end] = data[end - low :]
+            self._late_bytes.update(pieces)
 
     def _writable(self, ranges: _Ranges, wanted: Extents) -> Extents:
         """What to write now: short unused gaps are written along, as the zeros they are."""

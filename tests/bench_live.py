@@ -13,7 +13,7 @@ from pathlib import Path
 from imager.capture import CaptureOptions, capture
 from imager.live.dirty import DirtyMap
 from imager.live.tracing import Recorder
-from tests.loop import LoopDevice, mounted
+from tests.loop import LoopDevice, mounted, run
 
 RATES = (0, 10, 50, 100)
 """MB/s of mixed writes."""
@@ -60,22 +60,36 @@ def live(folder: Path, source: Path, runs: int) -> None:
     print("|---|---|---|---|---|")
     for rate in RATES:
         print(pauses(folder, source, rate, runs), flush=True)
+    for chunk_size in (1 << 20, 1 << 18):
+        print(pauses(folder, source, 50, runs, chunk_size), flush=True)
     ratios = [throughput(folder, source, number) for number in range(runs)]
     print(
         f"\nForeground throughput while only followed: {statistics.median(ratios):.3f} of that "
         f"without ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
     )
+    print(
+        f"\n{_FRAGMENTS} fragments in use, 4 threads; peak MiB, standstill s:", end="", flush=True
+    )
+    for piped in (False, True):
+        told = f"{fragmented(folder, piped)} ({'pipe' if piped else 'file'})"
+        print(f" {told}", end="", flush=True)
+    print()
 
 
-def pauses(folder: Path, source: Path, rate: int, runs: int) -> str:
-    """One row of the table."""
+def pauses(folder: Path, source: Path, rate: int, runs: int, piped: int = 0) -> str:
+    """One row of the table; with chunks of `piped` bytes into a pipe, if so."""
     found = []
     with LoopDevice(source) as loop, mounted(loop.path, folder / "mount") as mount:
         for _ in range(runs):
             image = folder / "live.img"
             with writing(mount, rate, 1000.0 if rate else 0.0):
                 time.sleep(2)
-                result = capture(loop.path, image, CaptureOptions(max_pause=20))
+                if piped:
+                    with image.open("wb") as out:
+                        options = CaptureOptions(max_pause=20, chunk_size=piped)
+                        result = capture(loop.path, out.fileno(), options)
+                else:
+                    result = capture(loop.path, image, CaptureOptions(max_pause=20))
             image.unlink()
             if result.instant is None:
                 raise SystemExit("the disk was not in use")
@@ -86,7 +100,42 @@ def pauses(folder: Path, source: Path, rate: int, runs: int) -> str:
     seconds = statistics.median(seconds for _, seconds in found)
     listed = ", ".join(f"{pause:.0f}" for pause in standstills)
     middle = statistics.median(standstills)
-    return f"| {rate} | {middle:.0f} ({listed}) | {again:.0f} | {written:.0f} | {seconds:.1f} |"
+    how = f", to a pipe in chunks of {piped >> 10} KiB" if piped else ""
+    return (
+        f"| {rate}{how} | {middle:.0f} ({listed}) | {again:.0f} | {written:.0f} | {seconds:.1f} |"
+    )
+
+
+_FRAGMENTS = 1_000_000
+_PEAK = """
+import os, re, sys
+from pathlib import Path
+from imager.capture import CaptureOptions, capture
+disk, image, piped = sys.argv[1:]
+out = os.open(image, os.O_WRONLY | os.O_CREAT) if piped else Path(image)
+options = CaptureOptions(threads=4, target_pause=5, max_pause=50)
+pause = capture(disk, out, options).instant.pause.seconds
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())
+print(f"{int(peak[1]) // 1024}, {pause:.2f}")
+"""
+
+
+def fragmented(folder: Path, piped: bool) -> str:
+    """Peak memory of a capture, and its standstill, where every second block is in use."""
+    volume, image, commands = (folder / name for name in ("fragments", "live.img", "commands"))
+    with volume.open("xb") as file:
+        file.truncate((_FRAGMENTS * 2 + (1 << 17)) * 4096)
+    run("mkfs.ext4", "-q", "-F", "-i", "1048576", "-O", "^metadata_csum,^uninit_bg", volume)
+    first = 1 << 16
+    commands.write_text("".join(f"setb {first + 2 * n} 1\n" for n in range(_FRAGMENTS)))
+    run("debugfs", "-w", "-f", commands, volume)
+    try:
+        with LoopDevice(volume) as loop, mounted(loop.path, folder / "mount"):
+            how = "piped" if piped else ""
+            return run(sys.executable, "-c", _PEAK, loop.path, image, how).strip()
+    finally:
+        for path in (volume, image, commands):
+            path.unlink(missing_ok=True)
 
 
 def throughput(folder: Path, source: Path, number: int) -> float:

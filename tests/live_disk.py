@@ -68,12 +68,15 @@ _MOUNT = {"ext4": (), "xfs": ("nouuid",), "btrfs": ()}
 class LiveDisk:
     """A loop disk whose partitions, of the given kinds, are mounted; use it in a `with` statement."""
 
-    def __init__(self, folder: Path, kinds: tuple[str, ...], mib: int = 320) -> None:
-        """Each partition has `mib` MiB; some space behind the last one is free."""
+    def __init__(
+        self, folder: Path, kinds: tuple[str, ...], mib: int = 320, mkfs: tuple[str, ...] = ()
+    ) -> None:
+        """Each partition has `mib` MiB, made with the options `mkfs`; some space behind is free."""
         self.folder = folder
         self.kinds = kinds
         self.size = (len(kinds) * mib + 24) * MIB
         self._mib = mib
+        self._mkfs = mkfs
         self._stack = ExitStack()
         self.places: list[Path] = []
 
@@ -85,7 +88,7 @@ class LiveDisk:
             self.device.scan()
             for number, kind in enumerate(self.kinds, 1):
                 node = self.device.partition(number)
-                run(*MAKE[kind], node)
+                run(*MAKE[kind], *self._mkfs, node)
                 place = self.folder / f"mounted-{number}"
                 stack.enter_context(mounted(node, place, fs_type=kind))
                 self.places.append(place)

@@ -185,6 +185,22 @@ def test_set_operations(some: list[tuple[int, int]], others: list[tuple[int, int
         assert members(extents(mine) - extents(theirs)) == mine - theirs
 
 
+@given(st.integers(0, 300), st.integers(0, 300), st.sets(st.integers(0, 900), max_size=4))
+def test_set_operations_of_sets_that_are_nearly_the_same(
+    some: int, others: int, changed: set[int]
+) -> None:
+    """Long runs of equal boundaries, out of step and in step, and ends that only one has."""
+    mine = model([(3 * number, 3 * number + 2) for number in range(some)])
+    theirs = model([(3 * number, 3 * number + 2) for number in range(others)]) ^ changed
+    inverse = set(range(1000)) - theirs
+    for other in (theirs, inverse):
+        one, two = extents(mine), extents(other)
+        assert members(one | two) == members(two | one) == mine | other
+        assert members(one & two) == members(two & one) == mine & other
+        assert members(one - two) == mine - other
+        assert members(two - one) == other - mine
+
+
 @given(st.lists(st.tuples(points, points), max_size=10), st.integers(0, 12))
 @example([(0, 2), (3, 4), (7, 8)], 1)
 @example([(0, 2), (5, 6), (10, 11)], 4)

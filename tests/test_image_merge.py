@@ -96,7 +96,7 @@ def filled(
             patches.read(changed(before, after))
             patches.read(after.used - before.used - patches.covered)
             merger = ImageMerger(
-                filler, sink, patches, head_of(after, opened), before.maps(), after.maps()
+                filler, sink, patches, head_of(after, opened), before.used, after.maps()
             )
             merged = merger.merge(no_progress)
             merged.writer.finish({"verdict": "ok", "used": after.used.total})

@@ -13,7 +13,7 @@ from imager.capture import CaptureOptions, capture
 from imager.check import check
 from imager.extents import Extents
 from imager.live.tracing import Recorder
-from tests.command import imager
+from tests.command import imager, info
 from tests.disks import MIB
 from tests.live_disk import (
     LiveDisk,
@@ -57,6 +57,16 @@ def test_image_is_the_frozen_disk(kinds: tuple[str, ...], tmp_path: Path) -> Non
     volumes = json.loads(imager("info", "--json", image).out)["head"]["layout"]["volumes"]
     by_map = {volume["kind"] for volume in volumes if volume["stored"] == "used"}
     assert by_map == {kind for kind in kinds if kind in ("btrfs", "ext4")}
+
+
+def test_ext_without_a_journal_is_stored_by_its_map(tmp_path: Path) -> None:
+    """It never looks clean while it is mounted, but a freeze writes out all that it knows."""
+    image, frozen = tmp_path / "image", tmp_path / "frozen"
+    with LiveDisk(tmp_path, ("ext4",), 96, ("-O", "^has_journal")) as live:
+        catch(live, image, frozen)
+    (volume,) = info(image)["head"]["layout"]["volumes"]
+    assert volume["stored"] == "used" and volume["used"] < 60 * MIB
+    require_same(live, by_zstd(image, tmp_path), frozen, image)
 
 
 def test_without_tracking_the_same_comparison_fails(

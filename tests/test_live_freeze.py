@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 
 from imager.capture import CaptureOptions, capture
+from imager.disk.source import SourceDevice
 from imager.errors import RefusedError
+from imager.extents import Extents
 from imager.live import abi
 from imager.live.disk import LiveDisk as Followed
 from imager.live.freezer import FreezeError, Freezer
+from imager.live.patches import Patches, Reading
+from imager.live.precopy import TooBusyError
 from imager.live.superblocks import Superblocks
 from tests.command import ROOT, failure, imager
 from tests.live_disk import MAKE, LiveDisk
@@ -50,11 +54,16 @@ def ext4(tmp_path: Path) -> Iterator[LiveDisk]:
 
 
 @contextmanager
-def frozen_by_another(live: LiveDisk, limit: float) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours that keeps all of the disk frozen."""
+def frozen_by_another(
+    live: LiveDisk, limit: float, first: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """A process of ours that keeps all of the disk frozen; it runs the code `first` before."""
     words = [str(live.path), str(limit), str(len(live.places))]
     process = subprocess.Popen(
-        [sys.executable, "-c", _FREEZES, *words], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", first + _FREEZES, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     try:
         assert process.stdout is not None
@@ -132,6 +141,63 @@ def test_one_that_hangs_is_thawed_and_its_capture_discarded(live: LiveDisk) -> N
         capture(live.path, image, CaptureOptions(inside_freeze=hang, max_pause=3))
     assert becomes_writable(live)
     assert not list(live.folder.glob("image*"))
+
+
+def test_a_freeze_that_is_complete_only_when_the_time_is_up_is_thawed(
+    ext4: LiveDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that stalls while the file system writes out what it has."""
+    freeze = abi.freeze
+
+    def stall(fd: int) -> None:
+        time.sleep(2)
+        freeze(fd)
+
+    with Superblocks(ext4.path) as found, Freezer(found.all, 0.5) as freezer:
+        monkeypatch.setattr(abi, "freeze", stall)
+        with pytest.raises(FreezeError, match="went on before"), freezer.frozen():
+            monkeypatch.undo()
+            assert becomes_writable(ext4)
+
+
+def test_one_killed_when_its_time_was_up_leaves_nothing_frozen(ext4: LiveDisk) -> None:
+    late = "import time\nfrom imager.live import abi\nfreeze = abi.freeze\n"
+    late += "abi.freeze = lambda fd: (time.sleep(1), freeze(fd))\n"
+    with frozen_by_another(ext4, 0.2, late) as process:
+        process.kill()
+        process.wait()
+        assert becomes_writable(ext4)
+
+
+def test_a_disk_that_stalls_within_the_freeze_holds_nobody_up(
+    ext4: LiveDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last sectors do not come: the file system goes on, and nothing is kept."""
+    stalled: list[int] = []
+    read = SourceDevice.readinto
+
+    def readinto(device: SourceDevice, offset: int, view: memoryview) -> None:
+        if stalled:
+            deadline = time.monotonic() + 60
+            while is_frozen(ext4.places[0]):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        read(device, offset, view)
+
+    hold = Patches.hold
+
+    def stall(patches: Patches, ranges: Extents) -> Reading:
+        stalled.append(1)
+        return hold(patches, ranges)
+
+    monkeypatch.setattr(SourceDevice, "readinto", readinto)
+    monkeypatch.setattr(Patches, "hold", stall)
+    image = ext4.folder / "image"
+    hook = f"echo late > {ext4.places[0]}/late"
+    with pytest.raises(TooBusyError, match="took too long to give its last sectors"):
+        capture(ext4.path, image, CaptureOptions(before_freeze=hook, max_pause=2))
+    assert stalled and becomes_writable(ext4)
+    assert not list(ext4.folder.glob("image*"))
 
 
 def test_stopped_process_is_thawed(live: LiveDisk) -> None:
@@ -268,6 +334,16 @@ def refuse_freeze(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         freeze(fd)
 
     monkeypatch.setattr(abi, "freeze", answer)
+
+
+def test_ext_without_a_journal_is_stored_whole_unless_it_was_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveDisk(tmp_path, ("ext4",), 96, ("-O", "^has_journal")) as live:
+        refuse_freeze(live.places[0], monkeypatch)
+        result = capture(live.path, tmp_path / "image", CaptureOptions(max_pause=50))
+    (volume,) = result.layout.volumes
+    assert (volume.stored, volume.reason) == ("raw", "file system was not cleanly unmounted")
 
 
 def test_one_that_cannot_freeze_is_read_until_it_is_quiet(

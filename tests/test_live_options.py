@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from imager.capture import CaptureOptions, capture
 from imager.check import check
 from imager.cli.text import duration_argument
 from imager.extents import Extents
+from imager.live.freezer import FreezeError
 from imager.live.precopy import TooBusyError
 from imager.live.swap import swap_in_use
 from imager.live.tracefs import buffer_size
@@ -73,13 +75,6 @@ def test_crash_is_stored_whole_and_never_by_itself(live: LiveDisk) -> None:
     assert unused_in(image) == []
 
 
-def test_pipes_and_parts_are_refused(live: LiveDisk) -> None:
-    assert "write it to one file" in failure("capture", live.path, "-", status=5)
-    image = live.folder / "image"
-    assert "parts cannot be" in failure("capture", live.path, image, "--split", "1G", status=5)
-    assert not list(live.folder.glob("image*"))
-
-
 def test_the_disk_itself_cannot_hold_its_image(live: LiveDisk) -> None:
     message = failure("capture", live.path, live.places[0] / "image", status=5)
     assert "lies on the disk that is to be captured" in message
@@ -94,7 +89,8 @@ def test_what_an_interrupted_one_left_is_overwritten(live: LiveDisk) -> None:
     image = live.folder / "image"
     (live.folder / "image.partial").write_bytes(b"left over" * 100_000)
     assert "left from an interrupted" in failure("capture", live.path, image, status=5)
-    imager("capture", live.path, image, "--resume", "--max-pause", "50")
+    done = imager("capture", live.path, image, "--resume", "--max-pause", "50")
+    assert "begun anew in spite of --resume" in done.out
     assert check(image).verdict == "ok"
 
 
@@ -295,6 +291,23 @@ def test_a_swap_file_in_use_is_kept_as_a_header(live: LiveDisk) -> None:
             assert again[4086:4096] == b"SWAPSPACE2"
             assert not any(again[4096:])
         run("e2fsck", "-fn", device.partition(1))
+
+
+def test_swap_given_back_meanwhile_spoils_the_capture(live: LiveDisk) -> None:
+    """What was ignored as swap may be anything by now."""
+    file = live.places[0] / "swapfile"
+    file.write_bytes(bytes(16 * MIB))
+    file.chmod(0o600)
+    run("mkswap", file)
+    run("swapon", file)
+    image = live.folder / "image"
+    try:
+        options = CaptureOptions(max_pause=50, before_freeze=f"swapoff {file}")
+        with pytest.raises(FreezeError, match="swap space was given back"):
+            capture(live.path, image, options)
+    finally:
+        subprocess.run(["swapoff", file], capture_output=True, check=False)
+    assert not list(live.folder.glob("image*"))
 
 
 def test_preview_of_a_disk_in_use(live: LiveDisk) -> None:

@@ -138,7 +138,7 @@ def copied(disk: Disk, patches: Patches, first: dict[int, bytes]) -> dict[int, b
 
 def run(disk: Disk, limits: Limits = LIMITS) -> tuple[list[int], bool]:
     """A whole capture; the rounds, and whether the copy has all pages in use as they are."""
-    patches = Patches(disk.readinto, None, threads=1)
+    patches = Patches(disk.readinto, None, threads=1, clock=disk.clock)
     disk.take()
     looked_at = disk.allocated()
     first = {}
@@ -234,7 +234,7 @@ def test_what_does_not_stop_inside_the_freeze_is_given_up() -> None:
 
 def test_too_much_that_was_never_read_is_not_begun_inside_the_freeze() -> None:
     disk = Disk(1, 0.0)
-    patches = Patches(disk.readinto, None, threads=1)
+    patches = Patches(disk.readinto, None, threads=1, clock=disk.clock)
     precopy = Precopy(disk, patches, Limits(0.01, 0.02), Speed(PAGE * 1000.0, 0), 0, disk.clock)
     with pytest.raises(TooBusyError, match="had to be read while everything stands still"):
         precopy.instant(lambda: Extents.span(0, PAGES * PAGE))
@@ -251,6 +251,8 @@ def test_the_expected_pause_follows_what_was_seen() -> None:
     speed = Speed(1e6)
     speed.saw(100 * PAGE, 100, 100 * PAGE / 1e6 + 1.0)
     assert speed.piece == pytest.approx(0.01)
+    near = Extents.of((n * 2 * PAGE, n * 2 * PAGE + PAGE) for n in range(10))
+    assert len(Patches(lambda offset, view: None, None).to_read(near)) == 1
     apart = Extents.of((n * 10 * READ_ACROSS, n * 10 * READ_ACROSS + PAGE) for n in range(10))
     assert speed.expect(apart) == pytest.approx(0.1 + 10 * PAGE / 1e6)
     speed.saw(1 << 25, 32, (1 << 25) / 4e6)

@@ -239,14 +239,16 @@ def test_instances_vanish_whatever_happens(loop: LoopDevice) -> None:
 def test_what_a_killed_process_left_is_removed(loop: LoopDevice) -> None:
     script = (
         "import os, sys\n"
-        "from pathlib import Path\n"
-        "from imager.live.tracefs import Instance\n"
-        "made = Instance(Path(sys.argv[1]), os.stat(sys.argv[2]).st_rdev, 1 << 20)\n"
-        "print(made.directory.name, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
+        "from imager.live.tracefs import Instance, tracefs\n"
+        "with tracefs() as root:\n"
+        "    made = Instance(root, os.stat(sys.argv[1]).st_rdev, 1 << 20)\n"
+        "    print(made.directory.name, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
     )
+    mounts = Path("/proc/mounts").read_text()
     with tracefs() as root:
-        words = [sys.executable, "-c", script, str(root), str(loop.path)]
+        assert Path("/proc/mounts").read_text() == mounts
+        words = [sys.executable, "-c", script, str(loop.path)]
         killed = subprocess.run(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
         name = killed.stdout.strip()
         assert killed.returncode == -9 and name in instances(root)

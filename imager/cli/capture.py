@@ -316,6 +316,8 @@ def _result_json(result: CaptureResult) -> dict[str, object]:
         "instant": _instant_json(result.instant),
         "parent": result.parent.to_json() if result.parent else None,
         "inherited": result.inherited,
+        "revised": result.revised,
+        "begun_anew": result.begun_anew,
         "parent_problem": result.parent_problem or None,
         "seconds": round(result.seconds, 3),
         "check": result.check.verdict if result.check else None,

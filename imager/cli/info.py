@@ -134,6 +134,10 @@ def _without_imager(image: ImageReader) -> Iterator[str]:
     if image.head.incremental:
         yield "without    needs its parents: imager restore, or imager export, which makes a full image"
         return
+    if image.head.revised:
+        yield "without    some chunks replace others: needs imager restore, or imager export, which"
+        yield "           makes an image that zstd can restore"
+        return
     if image.head.incompatible & INCOMPATIBLE_PARTIAL:
         yield "without    not a whole disk: needs imager restore"
         return

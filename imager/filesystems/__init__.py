@@ -4,6 +4,9 @@ A reader is a function `read_allocation(volume) -> Allocation` that raises `NotU
 unless it understands the volume *fully* (known feature flags, valid checksums, consistent
 structures): a sector may only be skipped on proof. Free-space counters in superblocks are stale on
 healthy volumes; they prove nothing and reject nothing.
+
+A file system that never looks clean while it is mounted can have `read_still(volume)` beside it: the
+same for one that is mounted and frozen, so that all it knows is on the volume.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ def is_known(kind: str | None) -> bool:
     return kind in _READERS
 
 
-def read_allocation(kind: str, volume: Volume) -> Allocation:
-    """The allocation of `volume`, which blkid calls `kind`.
+def read_allocation(kind: str, volume: Volume, still: bool = False) -> Allocation:
+    """The allocation of `volume`, which blkid calls `kind`; `still` if it is mounted and frozen.
 
     Raises NotUnderstoodError with the reason where the whole volume has to be stored, and
     ReadFailedError where metadata cannot be read.
@@ -76,7 +79,9 @@ def read_allocation(kind: str, volume: Volume) -> Allocation:
     module = _READERS.get(kind)
     if module is None:
         raise NotUnderstoodError(reason_to_keep(kind))
-    allocation: Allocation = importlib.import_module(module).read_allocation(volume)
+    reader = importlib.import_module(module)
+    read = getattr(reader, "read_still", None) if still else None
+    allocation: Allocation = (read or reader.read_allocation)(volume)
     if allocation.allocated and allocation.allocated.end > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
     return allocation

@@ -29,7 +29,7 @@ from imager.image.format import (
     ChunkKind,
     Entry,
 )
-from imager.image.index import Segment, inherits_maps
+from imager.image.index import Segment, inherits_maps, shorter
 from imager.image.kept_segments import Found, KeptSegments
 from imager.image.parents import ParentReference
 from imager.image.piece import BaseReader, Piece, no_base
@@ -275,10 +275,10 @@ class Chain:
         cut = entries[-1]
         if found.starts[last] > clip.end:
             begin = max(found.starts[last - 1], clip.start)
-            entries[-1] = _shorter(cut, -(-(clip.end - begin) // chunk_size))
+            entries[-1] = shorter(cut, -(-(clip.end - begin) // chunk_size))
         if found.starts[first] < clip.start:
             stop = min(found.starts[first + 1], clip.end)
-            entries[0] = _shorter(entries[0], -(-(stop - clip.start) // chunk_size))
+            entries[0] = shorter(entries[0], -(-(stop - clip.start) // chunk_size))
         maps = (clip.maps or segment).clipped_maps(clip.start, clip.end)
         reader = self.images[image]
         bases = segment.bases
@@ -319,8 +319,3 @@ def _is(image: ImageReader, reference: ParentReference) -> bool:
 
 def _given(base: bytes | memoryview) -> BaseReader:
     return lambda entry: base
-
-
-def _shorter(run: Entry, chunks: int) -> Entry:
-    """A part of a run of zeros; its frame is as long as the whole run, and so of no use."""
-    return run._replace(chunks=chunks, stored_size=0, frame_hash=b"")

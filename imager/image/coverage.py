@@ -49,7 +49,7 @@ class Coverage:
         self._gap_allowed = False
         self._parts = iter(image.file.parts[1:])
         self._next_part = next(self._parts, None)
-        self._items = iter(image.items()) if self._following else iter(())
+        self._items = iter(image.written_items()) if self._following else iter(())
         self._seek_entries = self._seek_table(self._footer) if self._footer else None
 
     def begin(self) -> None:
@@ -70,12 +70,12 @@ class Coverage:
         self._expect(self._footer.head_offset, self._footer.head_size, 0)
 
     def segment(self, segment: Segment) -> None:
-        """The frames of the next segment, and its record."""
+        """The frames of the next segment in the file, and its record."""
         for start, end, entry in segment.placed(self._image.head.chunk_size):
             if entry.stored_size:  # the parent's chunks have no frame
                 self._expect(entry.offset, entry.stored_size, end - start)
         for item in self._items:
-            if item.start == segment.start:
+            if (item.start, item.end) == (segment.start, segment.end):
                 if item.offset:
                     self._expect(item.offset, item.size, 0)
                 else:
@@ -92,7 +92,7 @@ class Coverage:
         if footer is None:
             return
         self._pass_separator()
-        for item in self._image.items():
+        for item in self._image.written_items():
             if item.copy_offset:
                 self._expect(item.copy_offset, item.size, 0)
             else:

@@ -1,4 +1,4 @@
-"""The image format's constants and binary structures, version 1.1 (docs/format.md).
+"""The image format's constants and binary structures, version 1.2 (docs/format.md).
 
 All integers are little-endian. Every structure is declared here once, as data.
 """
@@ -13,6 +13,8 @@ MAJOR = 1
 MINOR = 0
 MINOR_INCREMENTAL = 1
 """Incremental images, and free space, came with version 1.1; others stay what 1.0 made them."""
+MINOR_REVISED = 2
+"""Images some of whose segments replace others."""
 RELEASE = b"imager 0.1"
 """The first release that reads images of this version."""
 
@@ -22,8 +24,12 @@ INCOMPATIBLE_INCREMENTAL = 1 << 1
 """Holds only what differs from its parent, without which it cannot be read."""
 INCOMPATIBLE_FREE = 1 << 2
 """Some space between frames is free: it was captured from a disk in use, and patched."""
-KNOWN_INCOMPATIBLE = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE
-GUARDED = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL
+INCOMPATIBLE_REVISED = 1 << 3
+"""Segments may replace what earlier ones say: captured from a disk in use, and never patched."""
+KNOWN_INCOMPATIBLE = (
+    INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE | INCOMPATIBLE_REVISED
+)
+GUARDED = INCOMPATIBLE_PARTIAL | INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_REVISED
 """With any of these plain `zstd` would give something else than the disk."""
 KNOWN_READ_COMPATIBLE = 0
 """Features that an older release may read, but must not change the image."""
@@ -65,6 +71,8 @@ MAX_JSON = 1 << 22
 """A head or manifest larger than this is not ours (bytes); parsed it takes 25 times as much."""
 MAX_INDEX = 1 << 28
 """An index larger than this is not ours (bytes)."""
+MAX_REVISED_SEGMENTS = 1 << 20
+"""Segments of a revised image, replaced ones included: a reader sorts them in memory."""
 MIN_INDEX_RECORD = 4096
 """The index lies between the two footers; padded so that no sector holds parts of both."""
 SEPARATOR_SIZE = 4096

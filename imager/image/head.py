@@ -18,6 +18,7 @@ from imager.errors import ImageError, UnsupportedImageError
 from imager.image.format import (
     INCOMPATIBLE_FREE,
     INCOMPATIBLE_INCREMENTAL,
+    INCOMPATIBLE_REVISED,
     KNOWN_INCOMPATIBLE,
     MAJOR,
     MAX_CHUNK,
@@ -25,6 +26,7 @@ from imager.image.format import (
     MIN_CHUNK,
     MINOR,
     MINOR_INCREMENTAL,
+    MINOR_REVISED,
     RELEASE,
     VERSION,
     Version,
@@ -75,6 +77,11 @@ class Head:
         """Whether a parent is needed to read the image."""
         return bool(self.incompatible & INCOMPATIBLE_INCREMENTAL)
 
+    @property
+    def revised(self) -> bool:
+        """Whether some segments replace what others say."""
+        return bool(self.incompatible & INCOMPATIBLE_REVISED)
+
     @functools.cached_property
     def parents(self) -> tuple[ParentReference, ...]:
         """The images that it refers to, its parent first; ImageError where that makes no sense."""
@@ -85,7 +92,7 @@ class Head:
     def encode(self) -> bytes:
         """The head record's payload."""
         later = self.incompatible & (INCOMPATIBLE_INCREMENTAL | INCOMPATIBLE_FREE)
-        minor = MINOR_INCREMENTAL if later else MINOR
+        minor = MINOR_REVISED if self.revised else MINOR_INCREMENTAL if later else MINOR
         version = Version(MAJOR, minor, self.incompatible, 0, 0, RELEASE)
         return VERSION.pack(*version) + dump(self.to_json())
 

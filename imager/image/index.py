@@ -81,10 +81,29 @@ class Segment:
         """The ranges of this kind, in disk bytes."""
         return self.maps.get(kind, Extents())
 
+    def clipped(self, start: int, end: int, chunk_size: int) -> Segment:
+        """What it says of [start, end), whose ends are those of chunks; for images without a parent."""
+        if (start, end) == (self.start, self.end):
+            return self
+        entries = []
+        for low, high, entry in self.placed(chunk_size):
+            first, last = max(low, start), min(high, end)
+            if (first, last) == (low, high):
+                entries.append(entry)
+            elif first < last:
+                entries.append(shorter(entry, -(-(last - first) // chunk_size)))
+        maps = self.clipped_maps(start, end)
+        return Segment(self.number, start, end, entries, maps, self.bases)
+
     def clipped_maps(self, start: int, end: int) -> dict[RangeKind, Extents]:
         """The maps of [start, end), without those that are empty there."""
         clipped = {kind: extents.clip(start, end) for kind, extents in self.maps.items()}
         return {kind: extents for kind, extents in clipped.items() if extents}
+
+
+def shorter(run: Entry, chunks: int) -> Entry:
+    """A part of a run of zeros; its frame is as long as the whole run, and so of no use."""
+    return run._replace(chunks=chunks, stored_size=0, frame_hash=b"")
 
 
 def inherits_maps(entry: Entry) -> bool:
@@ -241,15 +260,20 @@ class Index(Sequence[IndexItem]):
         return IndexItem(*INDEX_ITEM.unpack_from(self._table, place % len(self) * INDEX_ITEM.size))
 
 
-def decode_index(payload: bytes, head: Head) -> Index:
-    """Parse the index record's payload; ImageError unless its segments tile the disk."""
+def decode_items(payload: bytes) -> Index:
+    """Parse the index record's payload; ImageError where its counts are wrong."""
     if len(payload) < INDEX_HEADER.size:
         raise ImageError("the index is cut short")
     header = IndexHeader(*INDEX_HEADER.unpack_from(payload))
     size = header.segments * INDEX_ITEM.size
     if header.item_size != INDEX_ITEM.size or size > len(payload) - INDEX_HEADER.size:
         raise ImageError("the index's counts are wrong")
-    index = Index(memoryview(payload)[INDEX_HEADER.size : INDEX_HEADER.size + size])
+    return Index(memoryview(payload)[INDEX_HEADER.size : INDEX_HEADER.size + size])
+
+
+def decode_index(payload: bytes, head: Head) -> Index:
+    """Parse the index record's payload; ImageError unless its segments tile the disk."""
+    index = decode_items(payload)
     position = 0
     for item in index:
         if item.start != position or item.end <= position:

@@ -1,9 +1,9 @@
 """The first 512 bytes of an image: what a person without this program reads, or the guard.
 
 A full image opens with one skippable frame of text, the commands that restore it included. What
-plain `zstd` cannot restore (unfinished, not a whole disk, or incremental) opens with an empty zstd frame that
-names a private dictionary, so that `zstd` stops there; text follows. Both take one sector, so that
-one sector write turns the one into the other.
+plain `zstd` cannot restore (unfinished, not a whole disk, incremental, or revised) opens with an empty zstd
+frame that names a private dictionary, so that `zstd` stops there; text follows. Both take one sector,
+so that one sector write turns the one into the other.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from imager.image.format import (
     INCOMPATIBLE_INCREMENTAL,
     INCOMPATIBLE_PARTIAL,
+    INCOMPATIBLE_REVISED,
     OPENING_SIZE,
     SKIPPABLE,
     SKIPPABLE_TEXT,
@@ -25,6 +26,10 @@ UNFINISHED = "UNFINISHED: its capture is still running, or was interrupted"
 _MARK = "\nimager disk image "
 PARTIAL = "PARTIAL: some partitions of the disk were left out on request"
 INCREMENTAL = "INCREMENTAL: it holds only what differs from its parent image"
+REVISED = (
+    "REVISED: chunks of a disk in use were sent again when they had changed.\n"
+    "To make an image of it that zstd can restore: imager export IMAGE NEW"
+)
 _EXPIRED = "EXPIRED on {}: a prune has given it up, and may have removed what no other image needs"
 _EXPIRED_TIME = re.compile(re.escape(_EXPIRED).replace(r"\{\}", r"(\S{20,32})").encode())
 
@@ -33,6 +38,8 @@ def final_opening(head: Head) -> bytes:
     """The opening of the complete image with this head."""
     if head.incompatible & INCOMPATIBLE_INCREMENTAL:
         return guard_opening(INCREMENTAL)
+    if head.incompatible & INCOMPATIBLE_REVISED:
+        return guard_opening(REVISED)
     if head.incompatible & INCOMPATIBLE_PARTIAL:
         return guard_opening(PARTIAL)
     return plain_opening(head.disk_size, head.split)

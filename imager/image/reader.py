@@ -36,11 +36,12 @@ from imager.image.format import (
 )
 from imager.image.hashing import HashAlgorithm
 from imager.image.head import Head, Manifest, decode_head, decode_manifest
-from imager.image.index import Segment, decode_index, decode_segment
+from imager.image.index import Segment, decode_index, decode_items, decode_segment
 from imager.image.opening import expired_since
 from imager.image.problems import Problems
 from imager.image.records import OVERHEAD, Record, decode_record, encode_record, record_size
-from imager.image.recovery import find_records, recover_items
+from imager.image.recovery import find_records, recover_items, recover_written
+from imager.image.revision import RevisedIndex
 
 _TAIL = 1 << 26
 """How far from the end a footer is looked for when the seek table does not lead to it (bytes)..."""
@@ -85,6 +86,7 @@ class ImageReader:
         self._algorithm: HashAlgorithm | None = None
         self._index: Sequence[IndexItem] | None = None
         self._recovered: Sequence[IndexItem] | None = None
+        self._revised: RevisedIndex | None = None
         try:
             for problem in self.file.problems:
                 self.problems.add(problem)
@@ -156,6 +158,26 @@ class ImageReader:
         if position < self.head.disk_size:
             yield LostRange(position, self.head.disk_size)
 
+    def written_segments(self) -> Iterator[Segment | LostRange]:
+        """All segments in the order of the file, replaced ones included, with their copies.
+
+        What is found damaged is added to `problems`.
+        """
+        for number, item in enumerate(self.written_items()):
+            segment = self._segment(number, item, True)
+            yield segment or LostRange(item.start, item.end)
+
+    def replaced_entries(self, segment: Segment) -> Iterator[Entry]:
+        """Entries of a written segment whose frames nobody reads: others replace them, wholly or not."""
+        if self._revised is None:
+            return
+        items = self.items()
+        for start, end, entry in segment.placed(self.head.chunk_size):
+            place = bisect.bisect_right(items, start, key=_start_of) - 1
+            whole = place >= 0 and items[place].start <= start and end <= items[place].end
+            if not whole or self._revised.numbers[place] != segment.number:
+                yield entry
+
     def read_frames(self, entries: Sequence[Entry]) -> list[memoryview | ImagerError]:
         """The stored frames of consecutive entries, or for each why it cannot be had.
 
@@ -193,19 +215,42 @@ class ImageReader:
 
     def segment(self, place: int, item: IndexItem, both: bool = False) -> Segment | LostRange:
         """The segment that is `item`, at this place in `items`, or the range that is lost with it."""
-        segment = self._segment(place, item, both)
+        revised = self._revised
+        if revised is None:
+            segment = self._segment(place, item, both)
+        else:
+            number = revised.numbers[place]
+            segment = self._segment(number, revised.written[number], both)
+            segment = segment and segment.clipped(item.start, item.end, self.head.chunk_size)
         if segment is None:
             self.problems.add("a segment and its copy are damaged", item.start, item.end)
             return LostRange(item.start, item.end)
         return segment
 
     def items(self) -> Sequence[IndexItem]:
-        """Where each segment is, as far as known."""
+        """Where each segment is, as far as known; each in the range in which it counts."""
         if self._index is not None:
             return self._index
-        if self._recovered is None:
+        if self._recovered is None and self.head.revised:
+            self._revised = self._recover_revised()
+            self._recovered = self._revised.items
+        elif self._recovered is None:
             self._recovered = recover_items(self.file, self.head, self.uuid, self.algorithm)
         return self._recovered
+
+    def written_items(self) -> Sequence[IndexItem]:
+        """Where each segment is, in the order of the file, replaced ones included."""
+        items = self.items()
+        return self._revised.written if self._revised else items
+
+    def _recover_revised(self) -> RevisedIndex:
+        """Of a complete image all segments or none: a missing one may have replaced anything."""
+        written = recover_written(self.file, self.head, self.uuid, self.algorithm)
+        count = self.manifest.facts.get("segments") if self.manifest else None
+        if self.footer is not None and count != len(written):
+            self.problems.add("the index and a segment are lost: nothing says which chunks count")
+            written = []
+        return RevisedIndex(written, self.head, whole=False)
 
     def _open(self) -> Head:
         unsupported: UnsupportedImageError | None = None
@@ -294,7 +339,11 @@ class ImageReader:
             Tag.INDEX, footer.index_offset, footer.index_size, footer.index_hash
         )
         if index is not None and head is not None:
-            self._index = decode_index(index, head)
+            if head.revised:
+                self._revised = RevisedIndex(decode_items(index), head, whole=True)
+                self._index = self._revised.items
+            else:
+                self._index = decode_index(index, head)
         record = encode_record(Tag.FOOTER, self.uuid, self.algorithm, FOOTER.pack(*footer))
         for end in (footer.index_offset, footer.seek_table_offset):
             if not self._holds(end - FOOTER_RECORD_SIZE, record):

@@ -56,6 +56,35 @@ def recover_items(
     """
     segments: dict[int, IndexItem] = {}
     copies: dict[int, IndexItem] = {}
+    for segment, item in _intact_segments(file, head, uuid, algorithm):
+        (segments if item.offset else copies).setdefault(segment.start, item)
+    return _tile(segments, copies)
+
+
+def recover_written(
+    file: ImageFile, head: Head, uuid: bytes, algorithm: HashAlgorithm
+) -> list[IndexItem]:
+    """The segments of a revised image in the order of writing, up to the first that is lost.
+
+    Behind that one nothing is known: it may have replaced what is there.
+    """
+    segments: dict[int, IndexItem] = {}
+    copies: dict[int, IndexItem] = {}
+    for segment, item in _intact_segments(file, head, uuid, algorithm):
+        (segments if item.offset else copies).setdefault(segment.number, item)
+    written: list[IndexItem] = []
+    while found := segments.get(len(written)) or copies.get(len(written)):
+        copy = copies.get(len(written))
+        if copy is not None and copy.payload_hash == found.payload_hash:
+            found = found._replace(copy_offset=copy.copy_offset)
+        written.append(found)
+    return written
+
+
+def _intact_segments(
+    file: ImageFile, head: Head, uuid: bytes, algorithm: HashAlgorithm
+) -> Iterator[tuple[Segment, IndexItem]]:
+    """Every segment and copy that is intact, in the order of the file, and where it is."""
     patience = 2 * file.size + _PATIENCE
     for offset in find_records(file, (Tag.SEGMENT, Tag.SEGMENT_COPY), OPENING_SIZE):
         try:
@@ -76,10 +105,9 @@ def recover_items(
             continue
         item = IndexItem(segment.start, segment.end, 0, 0, size, 0, algorithm.digest(payload))
         if header.tag == Tag.SEGMENT_COPY:
-            copies.setdefault(item.start, item._replace(copy_offset=offset))
+            yield segment, item._replace(copy_offset=offset)
         elif _follows_its_frames(segment, offset):
-            segments.setdefault(item.start, item._replace(offset=offset))
-    return _tile(segments, copies)
+            yield segment, item._replace(offset=offset)
 
 
 def _follows_its_frames(segment: Segment, offset: int) -> bool:

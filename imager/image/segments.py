@@ -109,6 +109,18 @@ class SegmentBuilder:
         run.chunks += chunks
         self._pass(size, own_maps)
 
+    def move(self, position: int) -> None:
+        """Go on at another place of the disk; only between two segments."""
+        if not self.empty:
+            raise ValueError("a segment is under way")
+        self._start = self.position = position
+
+    def remap(self, maps: Mapping[RangeKind, Extents]) -> None:
+        """Take other maps of the whole disk from now on; only between two segments."""
+        if not self.empty:
+            raise ValueError("a segment is under way")
+        self._maps = maps
+
     def end_run(self) -> None:
         """Let no further chunk of the parent's join those before."""
         run, self._run = self._run, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from imager.image.format import (
     INCOMPATIBLE_FREE,
     MAX_CHUNK,
     MAX_JSON,
+    MAX_REVISED_SEGMENTS,
     MAX_SEGMENT,
     MAX_SEGMENT_ENTRIES,
     MAX_SEGMENT_FRAMES,
@@ -36,6 +38,7 @@ from imager.image.head import Head, Manifest, decode_head, decode_manifest
 from imager.image.index import Segment, decode_segment
 from imager.image.opening import UNFINISHED, guard_opening
 from imager.image.records import OVERHEAD, decode_record
+from imager.image.revision import Span, segments_in_force
 
 _SPOOL_MEMORY = 1 << 22
 
@@ -77,20 +80,23 @@ class ImageStream:
         self.uuid = record.uuid
         self.manifest: Manifest | None = None
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)
+        self._spans: list[Span] = []
+        self._places = array("Q", (0,))  # of each segment in the spool, and where the last one ends
 
     def close(self) -> None:
         """Drop what was kept; the descriptor is the caller's."""
         self._spool.close()
 
     def segments(self) -> Iterator[StreamedSegment]:
-        """All segments in disk order; at the end the image's own end is verified.
+        """All segments in the order of the stream; at the end the image's own end is verified.
 
+        That is disk order, but in a revised image the disk is followed by what replaces parts of it.
         Raises ImageError where the stream is damaged or cut short.
         """
         frames: dict[int, bytes] = {}
         held = position = 0
         digest = ContentDigest(self.algorithm, self.head.disk_size, self.head.chunk_size)
-        while position < self.head.disk_size:
+        while position < self.head.disk_size or self.head.revised:
             offset = self._offset
             frame = read_frame(self._read, max_frame(MAX_CHUNK))
             if not is_skippable(int.from_bytes(frame[:4], "little")):
@@ -103,25 +109,44 @@ class ImageStream:
             if tag == Tag.PART or (tag == Tag.FREE and self.head.incompatible & INCOMPATIBLE_FREE):
                 decode_record(frame, tag, self.uuid)
                 continue
+            if tag == Tag.SEPARATOR and position == self.head.disk_size and not frames:
+                break
             payload = decode_record(frame, Tag.SEGMENT, self.uuid).payload
             segment = decode_segment(payload, self.head)
             described = [(entry.offset, entry.stored_size) for entry in segment.entries]
-            if segment.start != position or described != [
+            follows = segment.start == position or position == self.head.disk_size
+            if not follows or described != [
                 (offset, len(frame)) for offset, frame in frames.items()
             ]:
                 raise ImageError("a segment does not belong to the frames before it")
-            for entry in segment.entries:
-                digest.add(entry.content_hash, entry.chunks)
-            self._spool.write(len(payload).to_bytes(4, "little") + payload)
+            self._keep(segment, payload)
+            if not self.head.revised:
+                _count(digest, segment)
             yield StreamedSegment(segment, frames)
-            frames, held, position = {}, 0, segment.end
+            frames, held, position = {}, 0, max(position, segment.end)
+        if self.head.revised:
+            for segment in self.segments_again():
+                _count(digest, segment)
         self._read_end(digest.result())
 
     def segments_again(self) -> Iterator[Segment]:
-        """The segments once more, without their frames."""
-        self._spool.seek(0)
-        while length := self._spool.read(4):
-            yield decode_segment(self._spool.read(int.from_bytes(length, "little")), self.head)
+        """The segments once more, in disk order, without their frames; replaced ones are left out."""
+        return segments_in_force(self._spans, self._kept, self.head.chunk_size)
+
+    def _keep(self, segment: Segment, payload: bytes) -> None:
+        if self.head.revised and (
+            segment.number != len(self._spans) or segment.number >= MAX_REVISED_SEGMENTS
+        ):
+            raise ImageError("the stream's segments are not in order, or too many")
+        self._spool.seek(self._places[-1])
+        self._spool.write(payload)
+        self._places.append(self._places[-1] + len(payload))
+        self._spans.append(Span(segment.start, segment.end))
+
+    def _kept(self, number: int) -> Segment:
+        start, end = self._places[number : number + 2]
+        self._spool.seek(start)
+        return decode_segment(self._spool.read(end - start), self.head)
 
     def _read_end(self, content_digest: bytes) -> None:
         """Separator, copies, manifest, footer; what follows the footer is its repetition."""
@@ -180,3 +205,8 @@ class ImageStream:
             size -= len(piece)
             self._offset += len(piece)
         return b"".join(pieces)
+
+
+def _count(digest: ContentDigest, segment: Segment) -> None:
+    for entry in segment.entries:
+        digest.add(entry.content_hash, entry.chunks)

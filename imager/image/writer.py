@@ -3,17 +3,21 @@
     opening | head | frames ... segment | frames ... segment | ...
             | separator | segment copies | manifest | footer | index | footer | seek table
 
+Of a revised image chunks that are written again stand behind the last segment, with segments of their
+own.
+
 Memory hardly grows with the disk: segments wait for their copying in a temporary file once they are
 more than a few MiB; the seek table takes 8 and the index about 1 byte for each chunk.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from imager.errors import RefusedError, WriteFailedError
@@ -24,6 +28,7 @@ from imager.image.format import (
     INCOMPATIBLE_FREE,
     INDEX_ITEM,
     MAX_JSON,
+    MAX_REVISED_SEGMENTS,
     OPENING_SIZE,
     PART_HEADER,
     SEEK_ENTRY,
@@ -49,6 +54,7 @@ from imager.image.head import Head, Json, Manifest
 from imager.image.index import Segment, decode_segment, encode_index
 from imager.image.opening import UNFINISHED, final_opening, guard_opening, is_guarded
 from imager.image.records import OVERHEAD, encode_record
+from imager.image.revision import Span, cut_entries, segments_in_force
 from imager.image.segments import SegmentBuilder
 from imager.image.sink import Sink
 
@@ -56,6 +62,11 @@ _SPOOL_MEMORY = 1 << 22
 
 InheritedHashes = Callable[[int, int], Iterable[tuple[bytes, int]]]
 """Content hashes of the parent's chunks in a disk range, each with how many chunks have it."""
+
+
+def no_hashes(start: int, end: int) -> Iterable[tuple[bytes, int]]:
+    """For images without a parent."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,11 @@ class ImageWriter:
         self._head = head
         self._uuid = uuid
         self._algorithm = algorithm
+        self._excluded = excluded
         self._builder = SegmentBuilder(
             algorithm, {RangeKind.UNUSED: unused, RangeKind.EXCLUDED: excluded}
         )
+        self._covered_all = False
         self._unreadable: list[tuple[int, int]] = []
         self.count_ranges = self._builder.count_ranges
         self._digest = ContentDigest(algorithm, head.disk_size, head.chunk_size)
@@ -141,7 +154,7 @@ class ImageWriter:
         self,
         part_starts: Iterable[int],
         segments: Iterable[Segment],
-        inherited: InheritedHashes = lambda start, end: (),
+        inherited: InheritedHashes = no_hashes,
     ) -> None:
         """Instead of `begin`: count what an interrupted capture wrote and nobody need write again.
 
@@ -179,8 +192,48 @@ class ImageWriter:
         """Write the segment under way; nothing can be added afterwards."""
         if not self._builder.empty:
             self._close_segment()
-        if self.position < self._head.disk_size:
+        if not self._covered_all and self.position < self._head.disk_size:
             raise ValueError("the image does not cover the disk")
+        self._covered_all = True
+        self._builder.remap({})  # the maps of a large disk take much memory
+
+    def revise(self, position: int, unused: Extents) -> None:
+        """Replace chunks that are written already, from disk byte `position` on; by these maps.
+
+        For an image whose head says that it is revised. To be repeated wherever chunks are left out.
+        """
+        if not self._head.revised:
+            raise ValueError("the head does not say that the image is revised")
+        self.end_chunks()
+        self._builder.move(position)
+        self._builder.remap({RangeKind.UNUSED: unused, RangeKind.EXCLUDED: self._excluded})
+
+    def segments_in_force(self) -> Iterator[Segment]:
+        """What the image says of the disk in the end, in disk order; once all chunks are written."""
+        return segments_in_force(*self._written(), self._head.chunk_size)
+
+    def cut_runs(self) -> Iterator[tuple[int, int, Entry]]:
+        """The parts in force of runs of the parent's chunks of which others are not.
+
+        A reference proves a run as a whole: each part needs one of its own.
+        """
+        for start, end, entry in cut_entries(*self._written(), self._head.chunk_size):
+            if entry.kind == ChunkKind.PARENT:
+                yield start, end, entry
+
+    def _written(self) -> tuple[list[Span], Callable[[int], Segment]]:
+        """Where all segments are on the disk, in the order of writing, and a way to have one again."""
+        items = map(IndexItem._make, INDEX_ITEM.iter_unpack(self._items))
+        places = array("Q", accumulate((item.size - OVERHEAD for item in items), initial=0))
+
+        def segment(number: int) -> Segment:
+            start, end = places[number : number + 2]
+            self._segments.seek(start)
+            return decode_segment(self._segments.read(end - start), self._head)
+
+        items = map(IndexItem._make, INDEX_ITEM.iter_unpack(self._items))
+        spans = [Span(item.start, item.end) for item in items]
+        return spans, segment
 
     def written_regions(self) -> Iterator[tuple[int, int, bytes]]:
         """Where each segment with its frames and slack lies in the image, and its payload.
@@ -239,13 +292,21 @@ class ImageWriter:
         """Note ranges of the next chunk that the device did not give, in order."""
         self._unreadable += ranges
 
-    def finish(self, results: Json, content_digest: bytes | None = None) -> WrittenImage:
+    def finish(
+        self,
+        results: Json,
+        content_digest: bytes | None = None,
+        inherited: InheritedHashes = no_hashes,
+    ) -> WrittenImage:
         """Write everything that follows the chunks, and make the image durable.
 
         `results` are the manifest's facts. The content digest is that of the chunks added, unless
-        it is given for segments that were copied.
+        it is given for segments that were copied; for a revised image it needs those of the parent.
         """
         self.end_chunks()
+        if self._head.revised:
+            results = {**results, "segments": len(self._items) // INDEX_ITEM.size}
+            content_digest = self._revised_digest(inherited)
         self._write_copies()
         manifest = self._record(Tag.MANIFEST, Manifest(self._head, results).encode())
         manifest_offset = self._emit(manifest, 0)
@@ -257,6 +318,17 @@ class ImageWriter:
             self._sink.write(data)
         files = self._sink.finish(self._opening)
         return WrittenImage(files, footer.image_size, footer.content_digest)
+
+    def _revised_digest(self, inherited: InheritedHashes) -> bytes:
+        digest = ContentDigest(self._algorithm, self._head.disk_size, self._head.chunk_size)
+        for segment in self.segments_in_force():
+            for start, end, entry in segment.placed(self._head.chunk_size):
+                if entry.kind == ChunkKind.PARENT:
+                    for content_hash, chunks in inherited(start, end):
+                        digest.add(content_hash, chunks)
+                else:
+                    digest.add(entry.content_hash, entry.chunks)
+        return digest.result()
 
     def _record(self, tag: bytes, payload: bytes) -> bytes:
         return encode_record(tag, self._uuid, self._algorithm, payload)
@@ -353,6 +425,9 @@ class ImageWriter:
             self._algorithm.digest(payload),
         )
         self._items += INDEX_ITEM.pack(*item)
+        if self._head.revised and len(self._items) > MAX_REVISED_SEGMENTS * INDEX_ITEM.size:
+            raise WriteFailedError("too many chunks change: use a larger --chunk-size")
+        self._segments.seek(0, os.SEEK_END)
         self._segments.write(payload)
 
     def _write_copies(self) -> None:

@@ -32,6 +32,8 @@ class Identity:
     version: str | None
     table: str | None
     """blkid's PTTYPE, where a partition table stands in the volume."""
+    still: bool = False
+    """Whether it is a mounted file system that is frozen; nothing that blkid could know."""
 
 
 def identify(

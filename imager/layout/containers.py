@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from imager.disk.stacked import is_in_sync, opened_luks, running_array
 from imager.disk.source import SourceDevice
+from imager.disk.stacked import is_in_sync, opened_luks, running_array
 from imager.disk.sysfs import BlockTree
 from imager.errors import ImagerError, NotUnderstoodError
 from imager.extents import Extents

@@ -192,7 +192,8 @@ class Nest:
             elif kind == "linux_raid_member":
                 self._enter(node, open_raid(node.view, self._tree))
             else:
-                allocation, used = used_extents(kind, node.view.volume)
+                still = node.identity is not None and node.identity.still
+                allocation, used = used_extents(kind, node.view.volume, still)
                 node.kept = node.view.place(used)
                 node.fs_size, node.notes = allocation.size, allocation.notes
         except NotUnderstoodError as doubt:

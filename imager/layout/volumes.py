@@ -57,12 +57,13 @@ def require_kind(volume: Volume, identity: Identity | None, nested: bool) -> str
     return identity.kind
 
 
-def used_extents(kind: str, volume: Volume) -> tuple[Allocation, Extents]:
+def used_extents(kind: str, volume: Volume, still: bool) -> tuple[Allocation, Extents]:
     """What a file system has in use, and that as whole sectors, with all that lies behind it.
 
-    NotUnderstoodError where that cannot be proven, ReadFailedError.
+    `still` says that it is mounted and frozen. NotUnderstoodError where what is in use cannot be proven,
+    ReadFailedError.
     """
-    allocation = read_allocation(kind, volume)
+    allocation = read_allocation(kind, volume, still)
     if allocation.size > volume.size:
         raise NotUnderstoodError("file system is larger than its volume")
     used = allocation.allocated

@@ -23,7 +23,7 @@ from imager.live import abi
 from imager.live.dirty import DirtyMap
 from imager.live.freezer import FreezeError, Freezer, Pause
 from imager.live.metadata import RememberedVolume
-from imager.live.patches import Patches
+from imager.live.patches import Patches, Rereading
 from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
 from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned, uses_lvm
 from imager.live.superblocks import Superblock, Superblocks
@@ -96,6 +96,7 @@ class LiveDisk:
 
     def __enter__(self) -> Self:
         """Begin to follow; RefusedError or TracingError, with what to do, where that cannot be."""
+        abi.give_back_large_blocks()
         system = System()
         name = system.name_of_path(self._device.path)
         if name is None:
@@ -112,13 +113,20 @@ class LiveDisk:
             self._swap = swap_in_use(self._device.path, self._start)
             self._dirty = DirtyMap(self._start, self._device.size, self._swap)
             self._recorder = stack.enter_context(Recorder(system.tree.node(disk), self._dirty))
-            mounted = {
-                system.tree.start(device) - self._start
-                for superblock in self._superblocks.all
-                for device in superblock.devices
-                if (system.tree.parent(device) or device) == disk
-            }
+
+            def offsets(devices: frozenset[str]) -> set[int]:
+                return {
+                    system.tree.start(device) - self._start
+                    for device in devices
+                    if (system.tree.parent(device) or device) == disk
+                }
+
+            every = self._superblocks.all
+            mounted = set().union(*(offsets(superblock.devices) for superblock in every))
+            self._own = [offsets(superblock.own) for superblock in every]
             self._view = RememberedVolume(self._device, mounted)
+            # Until they are frozen this is a guess, which decides what is read and not what counts.
+            self._view.still = set().union(*self._own)
             if uses_lvm(self._superblocks.all):
                 remove_abandoned()
             if self._settings.snapshots == "always":
@@ -130,8 +138,8 @@ class LiveDisk:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def first_look(self) -> Analysis:
-        """What is in use now, for a first pass; it may be outdated when it is there."""
+    def first_look(self) -> None:
+        """Find out what is in use now, for a first pass; it may be outdated when it is there."""
         for _ in range(_LOOKS):
             self._sync()
             found = self._analyse(self._view, self._view.identify, ())
@@ -140,16 +148,14 @@ class LiveDisk:
                 break
         self._first = self._without_swap(found)
         self._dirty.ignore(self._swap | found.excluded)
-        return self._first
 
-    def catch(self, patches: Patches, rate: float) -> Instant:
+    def catch(self, patches: Rereading, rate: float) -> Instant:
         """Read again what was written since the first look, and the last of it in a freeze.
 
         `rate` is how fast the first pass read, in bytes a second. Raises TooBusyError, FreezeError,
         LostWritesError or RefusedError where the disk could not be caught.
         """
-        if self._first is None:
-            raise ValueError("the first look comes first")
+        first = self.first
         precopy = Precopy(
             self,
             patches,
@@ -166,7 +172,7 @@ class LiveDisk:
             _run_hook(self._settings.before_freeze, "--before-freeze")
             warning = ""
             try:
-                pause = self._catch_now(freezer, precopy, self._first)
+                pause = self._catch_now(freezer, precopy, first)
             finally:
                 try:
                     _run_hook(self._settings.after_thaw, "--after-thaw")
@@ -174,8 +180,11 @@ class LiveDisk:
                     warning = str(error)
             written = self._recorder.written
             if self._snapshots is not None:
+                if not isinstance(patches, Patches):
+                    raise ValueError("what snapshots hold is kept as patches")
                 self._snapshots.read(patches, precopy.later)
                 warning = self._snapshots.close() or warning
+        self._view.forget()
         return Instant(
             self._last,
             self._table,
@@ -185,6 +194,17 @@ class LiveDisk:
             warning,
             "frozen" if self._snapshots is None else "snapshot",
         )
+
+    @property
+    def first(self) -> Analysis:
+        """What the first look has shown."""
+        if self._first is None:
+            raise ValueError("the first look comes first")
+        return self._first
+
+    def forget_first(self) -> None:
+        """Let go of the first look: the maps of a large disk take much memory."""
+        self._first = None
 
     def take(self) -> Extents:
         """As of `precopy.Writes`."""
@@ -237,9 +257,10 @@ class LiveDisk:
         self._view.forget()
         begun = time.process_time()
         analysis = self._analyse(self._view, self._view.identify, first.layout.gaps)
-        found = self._without_swap(analysis)
+        unread = _unread(self._without_swap(analysis), first, precopy.patches)
         precopy.overhead += time.process_time() - begun
-        precopy.patches.read(_unread(found, first, precopy.patches))
+        del analysis
+        precopy.patches.read(unread)
         self._sync()
         precopy.round()
         precopy.require_short()
@@ -260,6 +281,7 @@ class LiveDisk:
             with freezer.frozen():
                 for position in freezer.unable:
                     _sync(self._superblocks.all[position])
+                    self._view.still = set(self._view.still) - self._own[position]
                 precopy.instant(unread)
                 if self._snapshots is not None:
                     self._take_snapshots(self._snapshots)
@@ -329,6 +351,6 @@ def _run_hook(command: str, option: str) -> None:
             raise HookError(f"the {option} command exited with status {done.returncode}")
 
 
-def _unread(found: Analysis, first: Analysis, patches: Patches) -> Extents:
+def _unread(found: Analysis, first: Analysis, patches: Rereading) -> Extents:
     """What is in use by now of which nothing was ever read."""
     return found.used - first.used - patches.covered

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from imager.extents import Extents
 from imager.filesystems import Volume
 from imager.layout.analyse import Identify
 from imager.layout.blkid import Identity, identify
 
-_MEMORY = 1 << 26
-"""Bytes that are remembered at most."""
+_MEMORY = 1 << 25
+"""Bytes that are remembered at most: the bitmaps of an ext4 of 1 TiB."""
 _SIGNATURES = 1 << 20
 """Where a volume's signature may be, from its start (bytes)."""
 
@@ -30,6 +31,8 @@ class RememberedVolume:
         """`mounted` are the offsets of volumes that cannot become something else: in use."""
         self._volume = volume
         self._mounted = mounted
+        self.still: Collection[int] = ()
+        """The offsets of volumes whose file systems are to be read as frozen ones."""
         self._reads: dict[tuple[object, int, int], bytes] = {}
         self._bytes = 0
         self._written = Extents()
@@ -85,7 +88,8 @@ class RememberedVolume:
         changed = start not in self._mounted and self._written.count(start, start + _SIGNATURES)
         if key not in self._identities or changed:
             self._identities[key] = identify(path, start, size)
-        return self._identities[key]
+        identity = self._identities[key]
+        return replace(identity, still=start in self.still) if identity else None
 
 
 class _Inner:

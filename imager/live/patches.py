@@ -1,5 +1,8 @@
 """What was read again: bytes of a disk that replace what was read before, round by round.
 
+They are kept as they are until the image can be patched (`image_merger`). Where it cannot be,
+`image_reviser` reads again in another way.
+
 Each round's ranges ascend, and so do its bytes in a temporary file; so whoever goes through the disk
 in order needs one place in each round, and no index however many ranges there are.
 """
@@ -7,9 +10,10 @@ in order needs one place in each round, and no index however many ranges there a
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from imager.extents import Extents
 from imager.pipeline import ordered_map
@@ -23,6 +27,8 @@ READ_ACROSS = 1 << 14
 """Gaps shorter than this (bytes) are read along: cheaper than a second request."""
 _MEMORY = 1 << 21
 """Bytes of a round that stay in memory."""
+_LAST_ROUND = 1 << 26
+"""Bytes read inside the freeze that stay in memory."""
 _THREADS = 8
 """A disk answers many small requests at once as fast as one."""
 
@@ -34,19 +40,60 @@ class Reading(NamedTuple):
     """Bytes."""
     pieces: int
     """Requests."""
+    seconds: float
+    """For the reading alone."""
+
+
+class Rereading(Protocol):
+    """Reads again what was written, and sees to it that it comes into the image."""
+
+    @property
+    def covered(self) -> Extents:
+        """All that was read again."""
+
+    def to_read(self, ranges: Extents) -> Extents:
+        """What would be read for these."""
+
+    def fits(self, ranges: Extents) -> bool:
+        """Whether these can be read inside the freeze, as far as memory goes."""
+
+    def read(self, ranges: Extents) -> Reading:
+        """Read them, while everything goes on."""
+
+    def hold(self, ranges: Extents) -> Reading:
+        """The same inside the freeze: nothing may have to wait for what stands still."""
 
 
 class Patches:
     """Rounds of ranges with their bytes."""
 
-    def __init__(self, readinto: ReadInto, directory: str | None, threads: int = _THREADS) -> None:
+    def __init__(
+        self,
+        readinto: ReadInto,
+        directory: str | None,
+        threads: int = _THREADS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Read by `readinto`; rounds too large for memory go to temporary files in `directory`."""
         self._readinto = readinto
+        self._clock = clock
         self._directory = directory
         self._threads = threads
         self._rounds: list[_Round] = []
         self.covered = Extents()
         """All that was read again."""
+
+    def to_read(self, ranges: Extents) -> Extents:
+        """These, and short gaps between them."""
+        return ranges.without_gaps(READ_ACROSS)
+
+    def fits(self, ranges: Extents) -> bool:
+        """Always: there are files."""
+        return True
+
+    def hold(self, ranges: Extents) -> Reading:
+        """As `read`, but more of it stays in memory, for files take their time."""
+        return self.read(ranges, _LAST_ROUND)
 
     def read(
         self, ranges: Extents, memory: int = _MEMORY, readinto: ReadInto | None = None
@@ -56,9 +103,10 @@ class Patches:
         With `readinto` by that, and without the gaps in between, which it need not know.
         """
         if not ranges:
-            return Reading(0, 0)
+            return Reading(0, 0, 0.0)
+        begun = self._clock()
         if readinto is None:
-            ranges = ranges.without_gaps(READ_ACROSS)
+            ranges = self.to_read(ranges)
         file = tempfile.SpooledTemporaryFile(memory, dir=self._directory)
         pieces = 0
         read = partial(_read, readinto or self._readinto)
@@ -67,7 +115,7 @@ class Patches:
             pieces += 1
         self._rounds.append(_Round(ranges, file))
         self.covered |= ranges
-        return Reading(file.tell(), pieces)
+        return Reading(file.tell(), pieces, self._clock() - begun)
 
     def rewind(self) -> None:
         """Begin again at the disk's start with `within`."""

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from imager.errors import NotCaughtError
 from imager.extents import Extents
-from imager.live.patches import READ_ACROSS, Patches
+from imager.live.patches import Rereading
 from imager.wording import format_size
 
 _ROUNDS = 24
@@ -28,8 +28,6 @@ _STALLED = 2
 """Such rounds in a row end the pre-copy."""
 _ATTEMPTS = 40
 """Looks inside the freeze for writes that no freeze stops."""
-_LAST_ROUND = 1 << 26
-"""Bytes read inside the freeze that stay in memory."""
 
 
 class TooBusyError(NotCaughtError):
@@ -79,8 +77,7 @@ class Speed:
 
     def expect(self, ranges: Extents) -> float:
         """Seconds to read these."""
-        joined = ranges.without_gaps(READ_ACROSS)
-        return joined.total / self.rate + len(joined) * self.piece
+        return ranges.total / self.rate + len(ranges) * self.piece
 
 
 @dataclass
@@ -88,7 +85,7 @@ class Precopy:
     """The rounds of one capture."""
 
     writes: Writes
-    patches: Patches
+    patches: Rereading
     limits: Limits
     speed: Speed
     overhead: float
@@ -119,26 +116,28 @@ class Precopy:
     def round(self) -> None:
         """Read once what was written since the last time."""
         ranges = self.writes.take()
-        begun = self.clock()
-        size, pieces = self.patches.read(ranges)
-        self.speed.saw(size, pieces, self.clock() - begun)
-        self.rounds.append(size)
+        reading = self.patches.read(ranges)
+        self.speed.saw(*reading)
+        self.rounds.append(reading.size)
 
     def expected_pause(self) -> float:
         """Seconds, if everything were frozen now."""
-        return self.overhead + self.speed.expect(self.writes.waiting() - self.deferred)
+        waiting = self.writes.waiting() - self.deferred
+        return self.overhead + self.speed.expect(self.patches.to_read(waiting))
 
     def require_short(self) -> None:
         """TooBusyError with the numbers where the pause would be longer than is allowed."""
         expected = self.expected_pause()
         if expected > self.limits.most:
-            waiting = (self.writes.waiting() - self.deferred).total
+            waiting = self.patches.to_read(self.writes.waiting() - self.deferred).total
             raise TooBusyError(
                 f"the disk is written faster than it is read again: after {len(self.rounds)} "
                 f"rounds {format_size(waiting)} are left, a pause of about {expected:.1f} s, more "
                 f"than the {self.limits.most:g} s of --max-pause: capture at a quieter time, or "
                 "allow a longer pause"
             )
+        if not self.patches.fits(self.writes.waiting()):
+            raise _no_room()
 
     def instant(self, unread: Callable[[], Extents]) -> None:
         """Inside the freeze: read all that is left, and make sure that it is of one instant.
@@ -171,10 +170,25 @@ class Precopy:
         self.later |= ranges & self.deferred
         ranges -= self.deferred
         left = begun + self.limits.most - self.clock()
-        expected = self.speed.expect(ranges)
-        if expected > left:
+        if left <= 0:
             raise TooBusyError(
-                f"{format_size(ranges.total)} had to be read while everything stands still, more "
+                "the disk took too long to give its last sectors while everything stood still "
+                f"(limit {self.limits.most:g} s): nothing of this capture is kept; try again, or "
+                "allow more with --max-pause"
+            )
+        to_read = self.patches.to_read(ranges)
+        if self.speed.expect(to_read) > left:
+            raise TooBusyError(
+                f"{format_size(to_read.total)} had to be read while everything stands still, more "
                 f"than {self.limits.most:g} s (--max-pause) allow: capture at a quieter time"
             )
-        return self.patches.read(ranges, _LAST_ROUND).size
+        if not self.patches.fits(ranges):
+            raise _no_room()
+        return self.patches.hold(ranges).size
+
+
+def _no_room() -> TooBusyError:
+    return TooBusyError(
+        "the disk is written in more places than can be sent again at one instant: capture to one "
+        "file, which can be patched, or with a smaller --chunk-size"
+    )

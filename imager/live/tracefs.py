@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +25,13 @@ _MIN_BUFFER, _MAX_BUFFER = 1 << 20, 1 << 23
 _NAME = re.compile(r"imager-(?P<process>\d+)-(?P<start>\d+)")
 _LOSSES = ("overrun", "commit overrun", "dropped events")
 
-# linux/mount.h
-_MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
-_MNT_DETACH = 2
+# linux/mount.h; the numbers of the calls are the same on all machines (asm-generic/unistd.h)
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOSE_ON_EXEC = 1
+"""FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC"""
+_CREATE = 6
+"""FSCONFIG_CMD_CREATE"""
+_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -43,27 +46,43 @@ def buffer_size(cpus: int) -> int:
 
 @contextmanager
 def tracefs() -> Iterator[Path]:
-    """Where tracefs is mounted; mounted for the time being, for us alone, if it is nowhere."""
+    """Where tracefs is mounted; if it is nowhere, a mount that only this process has, in no tree.
+
+    Nothing of that is left, however the process ends.
+    """
     for place in (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing")):
         if (place / "instances").is_dir():
             yield place
             return
-    place = Path(tempfile.mkdtemp(prefix="imager-trace-", dir=_run_directory()))
     try:
-        flags = ctypes.c_ulong(_MS_NOSUID_NODEV_NOEXEC)
-        if _LIBC.mount(b"tracefs", os.fsencode(place), b"tracefs", flags, None):
-            reason = os.strerror(ctypes.get_errno()).lower()
-            raise TracingError(
-                f"tracefs cannot be mounted ({reason}): writes to a mounted disk cannot be "
-                "followed; run as root, outside of containers"
-            )
-        try:
-            yield place
-        finally:
-            _LIBC.umount2(os.fsencode(place), _MNT_DETACH)
+        fd = _mounted_nowhere()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise TracingError(
+            f"tracefs cannot be mounted ({reason}): writes to a mounted disk cannot be "
+            "followed; run as root, outside of containers"
+        ) from None
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
     finally:
-        with contextlib.suppress(OSError):
-            place.rmdir()
+        os.close(fd)
+
+
+def _mounted_nowhere() -> int:
+    """A descriptor on the root of a tracefs that is not attached anywhere."""
+    context = _call(_FSOPEN, b"tracefs", _CLOSE_ON_EXEC)
+    try:
+        _call(_FSCONFIG, context, _CREATE, None, None, 0)
+        return _call(_FSMOUNT, context, _CLOSE_ON_EXEC, _NOSUID_NODEV_NOEXEC)
+    finally:
+        os.close(context)
+
+
+def _call(number: int, *words: bytes | int | None) -> int:
+    result: int = _LIBC.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
 
 
 class Instance:
@@ -183,7 +202,3 @@ def start_time(process: int) -> int | None:
     except OSError:
         return None
     return int(text.rpartition(")")[2].split()[19])
-
-
-def _run_directory() -> str:
-    return "/run" if os.access("/run", os.W_OK) else tempfile.gettempdir()

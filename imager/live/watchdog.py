@@ -8,6 +8,9 @@ does (wait, ioctl) reads and writes no file. The signals that end a program do n
             ── "thawed 2" ────►
             ── end of file ───►              the capture is gone: thaw what is still frozen
 
+When the time is up it goes on thawing until it hears that all is thawed: a freeze that a stalled disk
+holds up may be complete only later.
+
 Run as a program: `python -I -S watchdog.py SOCKET SECONDS FD...`; it imports nothing of imager.
 """
 
@@ -28,6 +31,8 @@ _FITHAW = 0xC0045878  # linux/fs.h
 _MCL_CURRENT_AND_FUTURE = 3  # sys/mman.h
 _NUMBER = 4
 """Bytes of a message's descriptor number."""
+_AGAIN = 0.1
+"""Seconds until what should not be frozen any more is thawed again."""
 
 
 def message(kind: bytes, number: int) -> bytes:
@@ -45,6 +50,7 @@ def main(words: list[str]) -> None:
     _protect()
     frozen: list[int] = []
     deadline: float | None = None
+    expired = False
     channel.send(READY)
     while True:
         patience = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -66,10 +72,12 @@ def main(words: list[str]) -> None:
                     deadline = None
         else:
             _thaw(descriptors, frozen)
-            frozen, deadline = [], None
-            # If the capture hangs, or is gone, nobody hears it: thawing was all that mattered.
-            with contextlib.suppress(OSError):
-                channel.send(EXPIRED, socket.MSG_DONTWAIT)
+            deadline = time.monotonic() + _AGAIN
+            if not expired:
+                expired = True
+                # If the capture hangs, or is gone, nobody hears it: thawing was all that mattered.
+                with contextlib.suppress(OSError):
+                    channel.send(EXPIRED, socket.MSG_DONTWAIT)
     _thaw(descriptors, frozen)
 
 

@@ -81,6 +81,8 @@ def _copy(image: ImageReader, target: Path, needed: Extents) -> bool:
     """Write the copy; whether all of the image's structure is there to be copied."""
     if image.footer is None or image.manifest is None:
         return False
+    if image.head.revised:
+        return False  # of some segments a part counts, which cannot be copied as it is
 
     def frame_of(start: int, end: int, entry: Entry) -> bytes:
         if needed.count(start, end):

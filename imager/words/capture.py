@@ -25,6 +25,11 @@ def result_lines(result: CaptureResult) -> list[str]:
             f"and are zeros in the image: {hit}"
         )
         lines += [f"  bytes {start} to {end - 1}" for start, end in list(result.unreadable)[:20]]
+    if result.begun_anew:
+        lines.append(
+            "begun anew in spite of --resume: an interrupted capture of a disk in use is of no use, "
+            "since nobody followed what was written in between"
+        )
     if result.instant is not None:
         lines += _instant_lines(result.instant)
     elif result.consistency == "crash":
@@ -38,6 +43,11 @@ def result_lines(result: CaptureResult) -> list[str]:
         f"{names}: {format_size(result.image.size)} for {format_size(result.used)} in use "
         f"on a disk of {format_size(result.disk_size)}, in {format_duration(result.seconds)}"
     )
+    if result.revised:
+        lines.append(
+            "zstd alone cannot restore it, since some chunks replace others: imager export makes an "
+            "image of it that zstd can"
+        )
     if result.check is not None:
         lines.append(f"checked: {result.check.verdict}")
     lines.append(f"verdict: {result.verdict}")

@@ -26,9 +26,22 @@ def read_allocation(volume: Volume) -> Allocation:
     Raises NotUnderstoodError where the volume has to be stored whole, and ReadFailedError where
     metadata cannot be read.
     """
+    return _read(volume, still=False)
+
+
+def read_still(volume: Volume) -> Allocation:
+    """The same for one that is mounted and frozen.
+
+    Without a journal it is marked as not clean from mount to unmount. A freeze writes out all of its
+    metadata (linux/fs/super.c, `freeze_super`: sync_filesystem), so its bitmaps are right.
+    """
+    return _read(volume, still=True)
+
+
+def _read(volume: Volume, still: bool) -> Allocation:
     if volume.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
         raise NotUnderstoodError("volume is too small for an ext file system")
-    layout = read_layout(volume.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE), volume.size)
+    layout = read_layout(volume.read(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE), volume.size, still)
     disk = Blocks(volume, layout.block_size)
     groups = read_groups(disk, layout)
     notes: list[str] = []

@@ -140,11 +140,12 @@ _SUPERBLOCK = struct.Struct(
 )
 
 
-def read_layout(data: bytes, volume_size: int) -> Layout:
+def read_layout(data: bytes, volume_size: int, still: bool = False) -> Layout:
     """Check the 1024 bytes of a superblock on a volume of `volume_size` bytes and interpret them.
 
-    Raises NotUnderstoodError unless every feature is known, checksum and fields are valid, and
-    the file system is in a state in which its bitmaps can be believed.
+    `still` says that it is mounted and frozen. Raises NotUnderstoodError unless every feature is
+    known, checksum and fields are valid, and the file system is in a state in which its bitmaps can
+    be believed.
     """
     sb = Superblock._make(_SUPERBLOCK.unpack(data))
     if sb.s_magic != _MAGIC:
@@ -157,7 +158,7 @@ def read_layout(data: bytes, volume_size: int) -> Layout:
             raise NotUnderstoodError(f"ext checksum type {sb.s_checksum_type} is not known")
         if crc32c(CRC_START, data[:-4]) != sb.s_checksum:
             raise NotUnderstoodError("wrong superblock checksum")
-    _check_state(sb, compat, incompat)
+    _check_state(sb, compat, incompat, still)
     layout = _layout(sb, compat, incompat, ro_compat)
     layout.check(volume_size)
     return layout
@@ -175,7 +176,7 @@ def _features(sb: Superblock) -> tuple[Compat, Incompat, RoCompat]:
     return Compat(fields[0]), Incompat(fields[1]), RoCompat(fields[2])
 
 
-def _check_state(sb: Superblock, compat: Compat, incompat: Incompat) -> None:
+def _check_state(sb: Superblock, compat: Compat, incompat: Incompat, still: bool) -> None:
     """With a journal s_state stays valid while mounted; only e2fsck and ext2 clear the bit."""
     if Incompat.JOURNAL_DEV in incompat:
         raise NotUnderstoodError("external ext journal")
@@ -183,7 +184,7 @@ def _check_state(sb: Superblock, compat: Compat, incompat: Incompat) -> None:
         raise NotUnderstoodError(f"ext state {sb.s_state:#x} is not known")
     if sb.s_state & _STATE_ERROR:
         raise NotUnderstoodError("file system is marked as having errors")
-    if not sb.s_state & _STATE_VALID:
+    if not sb.s_state & _STATE_VALID and not (still and Compat.HAS_JOURNAL not in compat):
         raise NotUnderstoodError("file system was not cleanly unmounted")
     if Compat.HAS_JOURNAL in compat:
         if bool(sb.s_journal_dev) == bool(sb.s_journal_inum):
