@@ -103,7 +103,7 @@ def capture(
     written; a `.partial` file then stays for `resume`. With a parent also ImageError where that is
     not complete or its structure is damaged, RefusedError where it does not fit.
 
-    That the parent is gone when all is written is no error but a result: `parent_problem`.
+    That the parent has gone when all is written is no error but a result: `parent_problem`.
     """
     begun = time.monotonic()
     with (

@@ -11,7 +11,7 @@ from imager.capture_options import CaptureOptions
 from imager.description import describe
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
-from imager.errors import RefusedError, UsageError
+from imager.errors import ImageError, RefusedError, UsageError
 from imager.filesystems import Volume
 from imager.image.head import Head
 from imager.image.room import require_room
@@ -113,6 +113,7 @@ class CaptureJob:
                 self._device, analysis, head, sink, self._options, self._progress, self._parent
             ) as filler,
         ):
+            self._require_parent(sink)
             filler.fill(self._progress)
             unreadable = filler.unreadable()
             results = manifest_facts(analysis.used.total, filler.zero, unreadable)
@@ -158,6 +159,17 @@ class CaptureJob:
                 raise
             finally:
                 sink.close()
+
+    def _require_parent(self, sink: Sink) -> None:
+        """Leave nothing behind that refers to an image which was given up before `sink` said so."""
+        if self._parent is None:
+            return
+        try:
+            self._parent.require_kept()
+        except ImageError:
+            if isinstance(sink, FileSink):
+                sink.discard()
+            raise
 
     def _analyse_quietly(
         self, volume: Volume, identify: Identify, known_gaps: tuple[Gap, ...]

@@ -7,7 +7,7 @@ and content (every frame decoded and hashed) are both compared with what the ima
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,16 +124,19 @@ def check(
     within: tuple[int, int] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
+    parents: Sequence[Path] = (),
 ) -> CheckResult:
     """Check the image at `path`; with `quick` its structure only; `against` a disk too.
 
-    Of an incremental image's ancestors everything is looked at that it needs, and nothing else.
-    `within` limits the decoding to chunks that touch this range of the disk, bytes.
+    Of an incremental image's ancestors everything is looked at that it needs, and nothing else;
+    they lie beside it or in one of the folders `parents`. `within` limits the decoding to chunks
+    that touch this range of the disk, bytes. What is `proved` is not read again, and what is proved
+    now is added to it.
 
     Raises ImageError only where nothing of the image can be read at all; damage is in the result.
     """
     begun = time.monotonic()
-    with Chain(path) as chain:
+    with Chain(path, parents) as chain:
         image = chain.image
         checker = _Checker(chain, quick, within, threads, progress)
         if against is None:

@@ -48,6 +48,8 @@ def fill_live(
     patches = Patches(device.readinto, sink.spool_directory)
     try:
         with ImageFiller(device, first, head, sink, settings, progress, parent) as filler:
+            if parent is not None:
+                parent.require_kept()
             begun = time.monotonic()
             filler.fill(progress)
             filler.writer.end_chunks()

@@ -490,12 +490,22 @@ def test_distrusted_ranges_are_stored_again(nights: Chain, tmp_path: Path) -> No
 def test_the_parent_goes_while_the_capture_runs(nights: Chain, tmp_path: Path) -> None:
     shutil.copy(nights.path(0), tmp_path / "a")
 
-    def vanish(*_: object) -> None:
-        (tmp_path / "a").unlink(missing_ok=True)
+    gone_in = ""
+
+    def vanish(phase: str, *_: object) -> None:
+        if phase == gone_in:
+            (tmp_path / "a").unlink(missing_ok=True)
 
     source = tmp_path / "disk"
     source.write_bytes(nights.disks[0].stored)
-    result = capture(source, tmp_path / "b", CaptureOptions(parent=tmp_path / "a"), vanish)
+    options = CaptureOptions(parent=tmp_path / "a")
+    gone_in = "survey"
+    with pytest.raises(ImageError, match="was given up or moved meanwhile"):
+        capture(source, tmp_path / "b", options, vanish)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk"]
+    shutil.copy(nights.path(0), tmp_path / "a")
+    gone_in = "capture"
+    result = capture(source, tmp_path / "b", options, vanish)
     assert result.verdict == "failed"
     assert result.parent and result.parent.describe() in result.parent_problem
     assert (tmp_path / "b").exists()

@@ -1,7 +1,9 @@
 """Capture into a store: what differs from the newest good image of the same disk, or all of it.
 
-The image that is referred to is looked at once more when the new one has its name. Had it been given
-up meanwhile, the disk is captured again, whole, and the image without a parent is deleted.
+An image that was given up before the new one's head could be seen is not referred to: the one before
+it is tried, and at last the disk is stored whole. What is given up later is kept as long as the new
+image needs it. Whether all of it is there is looked at once more when the new image has its name: had
+a person deleted it, the disk is captured again, whole, and the image without a parent is deleted.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def capture_into(
                 continue
             if not done.result.parent_problem:
                 return done
-            # It was given up while we wrote: what we wrote cannot be read any more.
+            # Somebody deleted it while we wrote: what we wrote cannot be read any more.
             why_full = done.result.parent_problem
             whole = _capture(folder, source, options, now, None, why_full, progress)
             _remove(done.image)
