@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from imager.capture_facts import Filled, manifest_facts
@@ -59,6 +59,13 @@ def settle_consistency(
             f"which {what} cannot be: write it to one file, or unmount the disk first"
         )
     return "frozen"
+
+
+def open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
+    """The image that the new one is to refer to, if there is to be one; errors as of `ParentImage`."""
+    if options.parent is None:
+        return nullcontext()
+    return ParentImage(options.parent, options.distrusted, progress)
 
 
 class CaptureJob:

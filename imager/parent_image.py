@@ -84,7 +84,7 @@ class ParentImage:
     def __exit__(self, *error: object) -> None:
         self._chain.close()
 
-    def require_fit(self, image: Path | int, disk_size: int, sector_size: int) -> None:
+    def require_fit(self, image: Path | int | None, disk_size: int, sector_size: int) -> None:
         """RefusedError unless `image`, of a disk with this geometry, can refer to it and find it."""
         path = self._chain.image.file.path
         if (self.head.disk_size, self.head.sector_size) != (disk_size, sector_size):

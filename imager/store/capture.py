@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from imager.capture import CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.capture import CaptureOptions, CaptureResult, capture
 from imager.disk.source import SourceDevice
 from imager.errors import ImageError, ReadFailedError, RefusedError, WriteFailedError
 from imager.extents import Extents
 from imager.image.sink import MIN_PART
 from imager.pipeline import Progress, no_progress
+from imager.preview import Preview, preview
 from imager.store import actions
 from imager.store.catalog import (
     DiskFolder,
@@ -123,13 +124,20 @@ def preview_into(
     max_chain: int = MAX_CHAIN,
     progress: Progress = no_progress,
 ) -> tuple[Preview, str]:
-    """What a full image would hold, and in words what `capture_into` would make of it."""
+    """What `capture_into` would store, and in words what would become of it."""
     disk = _look_at(source, options)
     folder = disk_folder(store, platform.node(), disk.key)
     found = read_folder(folder) if folder.is_dir() else DiskFolder(folder, (), ())
     bases, why_full = _choose(found, disk, options, full, max_chain)
-    what = f"incremental, against {bases[0].image.files.path}" if bases else f"full: {why_full}"
-    return preview(source, options, progress), f"{folder}: {what}"
+    for base in bases:
+        based = replace(options, parent=base.image.files.opened_as, distrusted=base.distrusted)
+        try:
+            expected = preview(source, based, progress)
+        except ImageError as error:
+            why_full = str(error)
+            continue
+        return expected, f"{folder}: incremental, against {base.image.files.path}"
+    return preview(source, options, progress), f"{folder}: full: {why_full}"
 
 
 def _look_at(source: str | Path, options: CaptureOptions) -> _Disk:
