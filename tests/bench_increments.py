@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import random
@@ -158,6 +159,7 @@ def increments(folder: Path, source: Path, runs: int) -> None:
     for peer in everyone[1:]:
         shutil.rmtree(peer.place)
     unchanged(folder, source, runs)
+    huge(folder)
     long_chain(folder, source, runs)
 
 
@@ -201,6 +203,21 @@ def unchanged(folder: Path, source: Path, runs: int) -> None:
         flush=True,
     )
     image.unlink()
+
+
+def huge(folder: Path) -> None:
+    """Unchanged nights of disks that are full of different chunks, reading and hashing left out."""
+    print("\n### Unchanged nights of huge disks, all of it in use\n")
+    print("| disk | first night: bytes, s | second: bytes, s | peak MiB |\n|---|---|---|---|")
+    for size in (1 << 10, 4 << 10):
+        place = folder / "huge"
+        place.mkdir()
+        command = [sys.executable, "-m", "tests.huge_disk", str(place), str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout)
+        nights = (f"{s}, {t:.1f}" for s, t in zip(found["sizes"], found["seconds"], strict=True))
+        print(f"| {size >> 10} TiB | {' | '.join(nights)} | {found['peak']} |", flush=True)
+        shutil.rmtree(place)
 
 
 def forget(*paths: Path) -> None:

@@ -81,7 +81,7 @@ def share(port: int, place: Path) -> Iterator[Path]:
     """One machine's view of a folder on a server: locks end here."""
     place.mkdir()
     options = "password_stdin,dir_cache=no,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null"
-    run("sshfs", "-p", port, f"{USER}@127.0.0.1:/", place, "-o", options, text=f"{PASSWORD}\n")
+    run("sshfs", "-p", str(port), f"{USER}@127.0.0.1:/", place, "-o", options, text=f"{PASSWORD}\n")
     try:
         yield place
     finally:
