@@ -27,6 +27,7 @@ from imager.store.retention import Candidate, Decision, Rules
 from tests.disks import put
 from tests.image_files import small_parts
 from tests.small_store import CHUNK, DAY, SmallStore, require_content
+from tests.steps import preceded
 
 STEPS: tuple[tuple[object, str], ...] = (
     (Path, "rename"),
@@ -76,16 +77,9 @@ class Turns:
 def stepping(turns: Turns) -> Iterator[None]:
     """Each step of either thread waits for its turn."""
 
-    def gated(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **more: object) -> object:
-            turns.step()
-            return real(*arguments, **more)
-
-        return call
-
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in STEPS:
-            patch.setattr(owner, name, gated(getattr(owner, name)))
+            patch.setattr(owner, name, preceded(getattr(owner, name), turns.step))
         for module in (store_capture, store_prune):
             patch.setattr(module, "disk_lock", lambda folder: contextlib.nullcontext())
         yield
@@ -262,26 +256,28 @@ def test_two_captures_at_once(
 def capture_killed_when_named(small: SmallStore, stop: int) -> bool:
     """A capture that stands still before its step `stop` while all is pruned, and is killed when its
     image has got its name; whether it came so far as to stand still."""
+    patch = pytest.MonkeyPatch()
     child = os.fork()
     if child == 0:
         steps = 0
 
-        def counted(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **more: object) -> object:
-                nonlocal steps
-                steps += 1
-                if steps == stop:
-                    os.kill(os.getpid(), signal.SIGSTOP)
-                done = real(*arguments, **more)
-                if str(arguments[-1]).endswith((".img", ".last")) and real.__name__ == "rename":
-                    os._exit(9)
-                return done
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
-            return call
+        rename = Path.rename
+
+        def rename_and_die(path: Path, target: Path) -> None:
+            rename(path, target)
+            if target.name.endswith((".img", ".last")):
+                os._exit(9)
 
         try:
+            patch.setattr(Path, "rename", rename_and_die)
             for owner, name in STEPS:
-                setattr(owner, name, counted(getattr(owner, name)))
+                setattr(owner, name, preceded(getattr(owner, name), step))
             small.capture()
         finally:
             os._exit(1)
