@@ -39,7 +39,7 @@ night 1 "a b c d e f g h i j k l"
 night 2 "a b"
 ls -R /s/store
 imager list /s/store
-imager prune /s/store --keep-last 1 --grace 0h
+sync
 before=$(df --output=used -k /s | tail -1)
 imager prune /s/store --keep-last 1 --grace 0h
 sync
