@@ -69,10 +69,10 @@ def test_nights_under_systemd(tmp_path: Path) -> None:
     said = run_script(tmp_path, _WAIT + _FIRST, disks)
     assert re.search(r"^night .*\d\d:\d\d$", said, re.MULTILINE), said
     assert "WakeSystem=yes" in said and "Persistent=yes" in said
-    assert re.search(r"^JOURNAL imager .* sleep:shutdown|shutdown:sleep", said, re.MULTILINE), said
+    assert re.search(r"^JOURNAL imager .*(sleep:shutdown|shutdown:sleep)", said, re.MULTILINE), said
     assert re.search(r"^STATUS (capture|survey|pruning|check)", said, re.MULTILINE), said
     assert re.search(r"^JOURNAL night: ok: \S+\.img, .*\(full: .*\); \d+ s$", said, re.MULTILINE)
-    assert re.search(r"^green .*\nLIGHT 0$|^green(.*\n)+LIGHT 0$", said, re.MULTILINE)
+    assert re.search(r"^green .*\n.*\nLIGHT 0$", said, re.MULTILINE)
     assert "STARTED 0" in said and "ABSENT 1" in said
     for fact in ("Result=success", "ExecMainStatus=10", "NRestarts=0"):
         assert fact in said
