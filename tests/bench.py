@@ -27,12 +27,13 @@ from imager.image.index import Segment
 from imager.image.reader import ImageReader
 from tests.bench_increments import increments
 from tests.bench_live import live
+from tests.bench_prune import pruned
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.volumes import FileVolume
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
-_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments", "live"]
+_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments", "prune", "live"]
 
 
 def main() -> None:
@@ -53,6 +54,8 @@ def main() -> None:
                 part(folder, source, arguments.runs)
         if "increments" in arguments.what:
             increments(folder, source, arguments.runs)
+        if "prune" in arguments.what:
+            pruned(folder)
         if "live" in arguments.what:
             live(folder, source, arguments.runs)
         if "memory" in arguments.what:
