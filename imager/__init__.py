@@ -10,12 +10,13 @@
 Nothing here prints; progress goes to a callback; every foreseen failure is an `ImagerError`.
 """
 
-from imager.capture import CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.capture import CaptureOptions, CaptureResult, capture
 from imager.check import CheckResult, check
 from imager.diff import DiffResult, diff
 from imager.errors import ImagerError
 from imager.export import ExportFormat, ExportResult, export
 from imager.image.origin import FileOrigin as open_image
+from imager.preview import Preview, preview
 from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.version import VERSION as __version__
 

@@ -9,26 +9,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imager.capture_facts import verdict_of
-from imager.capture_job import LIVE, CaptureJob, settle_consistency
+from imager.capture_job import LIVE, CaptureJob, open_parent, settle_consistency
 from imager.capture_options import DEFAULT_LEVEL, MAX_LEVEL, CaptureOptions
 from imager.check import CheckResult, check
-from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs
 from imager.disk.source import SourceDevice
-from imager.errors import UsageError
 from imager.extents import Extents
-from imager.image.codec import ChunkEncoder
-from imager.image.hashing import hash_algorithm
 from imager.image.parents import ParentReference
 from imager.image.writer import WrittenImage
 from imager.layout.model import DiskLayout
-from imager.parent_image import ParentImage
-from imager.pipeline import Progress, no_progress, ordered_map, thread_count
+from imager.pipeline import Progress, no_progress
 
 if TYPE_CHECKING:
     from imager.live.disk import Instant
@@ -38,9 +32,7 @@ __all__ = [
     "MAX_LEVEL",
     "CaptureOptions",
     "CaptureResult",
-    "Preview",
     "capture",
-    "preview",
 ]
 
 
@@ -82,18 +74,6 @@ class CaptureResult:
     """Of the image just written, if asked for."""
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a capture would do."""
-
-    layout: DiskLayout
-    used: int
-    expected_size: int
-    """Estimated from compressing a sample, bytes."""
-    sampled: int
-    """Bytes of the sample."""
-
-
 def capture(
     source: str | Path,
     image: Path | int,
@@ -107,12 +87,12 @@ def capture(
     written; a `.partial` file then stays for `resume`. With a parent also ImageError where that is
     not complete or its structure is damaged, RefusedError where it does not fit.
 
-    That the parent is gone when all is written is no error but a result: `parent_problem`.
+    That the parent has gone when all is written is no error but a result: `parent_problem`.
     """
     begun = time.monotonic()
     with (
         SourceDevice(Path(source), sector_size=options.sector_size) as device,
-        _open_parent(options, progress) as parent,
+        open_parent(options, progress) as parent,
     ):
         consistency = settle_consistency(device, image, options)
         if parent is not None:
@@ -143,54 +123,3 @@ def capture(
         checked = check(image, threads=options.threads, progress=progress)
         result = replace(result, check=checked)
     return result
-
-
-def preview(
-    source: str | Path,
-    options: CaptureOptions = _DEFAULTS,
-    progress: Progress = no_progress,
-) -> Preview:
-    """What `capture` would store and why, and about how large the image would be.
-
-    Compresses a sample: 256 chunks evenly spread over those in use. Always of a full image:
-    UsageError for one with a parent.
-    """
-    if options.parent is not None:
-        raise UsageError("--dry-run says how large a full image would be: leave out --parent")
-    with SourceDevice(Path(source), sector_size=options.sector_size) as device:
-        consistency = settle_consistency(device, None, options)
-        if consistency in LIVE:
-            device.read_past_cache()
-        job = CaptureJob(device, None, options, consistency, None, progress)
-        analysis = job.analyse(device)
-        used = analysis.used - analysis.excluded
-        encoder = ChunkEncoder(hash_algorithm(options.hash_name), options.level, options.chunk_size)
-        salvage = Salvage(device.reread_sector, device.sector_size)
-        reader = ChunkReader(device.readinto, options.chunk_size, salvage)
-        runs = [run for run in chunk_runs(used, 0, device.size, options.chunk_size) if run.used]
-        sample = runs[:: max(1, len(runs) // _SAMPLE_CHUNKS)]
-        total = sum(run.used.total for run in sample)
-        done = stored = 0
-
-        def measure(run: ChunkRun) -> tuple[int, int]:
-            chunk, _ = reader.read(run)
-            return run.used.total, 0 if encoder.is_zero(chunk) else len(encoder.encode(chunk))
-
-        with closing(ordered_map(measure, sample, thread_count(options.threads))) as results:
-            for size, frame in results:
-                done += size
-                stored += frame
-                progress("sample", done, total)
-        expected = round(stored * used.total / total) if total else 0
-        return Preview(analysis.layout, used.total, expected + _FIXED_SIZE, total)
-
-
-def _open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
-    if options.parent is None:
-        return nullcontext()
-    return ParentImage(options.parent, options.distrusted, progress)
-
-
-_SAMPLE_CHUNKS = 256
-_FIXED_SIZE = 1 << 15
-"""About what head, manifest, index and footers take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ from imager.capture_options import CaptureOptions
 from imager.description import describe
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
-from imager.errors import RefusedError, UsageError
+from imager.errors import ImageError, RefusedError, UsageError
 from imager.filesystems import Volume
 from imager.image.format import INCOMPATIBLE_FREE, INCOMPATIBLE_REVISED
 from imager.image.head import Head
@@ -69,6 +69,13 @@ def settle_consistency(
 def _only_appended(image: Path | int | None, options: CaptureOptions) -> bool:
     """Whether what was written cannot be patched: then the image of a disk in use is a revised one."""
     return isinstance(image, int) or options.split is not None
+
+
+def open_parent(options: CaptureOptions, progress: Progress) -> ParentImage | nullcontext[None]:
+    """The image that the new one is to refer to, if there is to be one; errors as of `ParentImage`."""
+    if options.parent is None:
+        return nullcontext()
+    return ParentImage(options.parent, options.distrusted, progress)
 
 
 class CaptureJob:
@@ -129,6 +136,7 @@ class CaptureJob:
                 self._device, analysis, head, sink, self._options, self._progress, self._parent
             ) as filler,
         ):
+            self._require_parent(sink)
             filler.fill(self._progress)
             unreadable = filler.unreadable()
             results = manifest_facts(analysis.used.total, filler.zero, unreadable)
@@ -181,6 +189,17 @@ class CaptureJob:
                     if isinstance(sink, FileSink):
                         sink.discard()
                     raise
+
+    def _require_parent(self, sink: Sink) -> None:
+        """Leave nothing behind that refers to an image which was given up before `sink` said so."""
+        if self._parent is None:
+            return
+        try:
+            self._parent.require_kept()
+        except ImageError:
+            if isinstance(sink, FileSink):
+                sink.discard()
+            raise
 
     def _analyse_quietly(
         self, volume: Volume, identify: Identify, known_gaps: tuple[Gap, ...]

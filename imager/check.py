@@ -7,7 +7,7 @@ and content (every frame decoded and hashed) are both compared with what the ima
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from imager.image.problems import Problem
 from imager.image.reader import Completeness, LostRange
 from imager.layout.model import DiskLayout
 from imager.pipeline import Progress, no_progress, ordered_map, thread_count
+from imager.proved import ProvedChunks
 
 BATCH = 8
 """Frames that one thread takes at a time: fewer, larger reads and less to hand over."""
@@ -124,18 +125,22 @@ def check(
     within: tuple[int, int] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
+    parents: Sequence[Path] = (),
+    proved: ProvedChunks | None = None,
 ) -> CheckResult:
     """Check the image at `path`; with `quick` its structure only; `against` a disk too.
 
-    Of an incremental image's ancestors everything is looked at that it needs, and nothing else.
-    `within` limits the decoding to chunks that touch this range of the disk, bytes.
+    Of an incremental image's ancestors everything is looked at that it needs, and nothing else;
+    they lie beside it or in one of the folders `parents`. `within` limits the decoding to chunks
+    that touch this range of the disk, bytes. What is `proved` is not read again, and what is proved
+    now is added to it.
 
     Raises ImageError only where nothing of the image can be read at all; damage is in the result.
     """
     begun = time.monotonic()
-    with Chain(path) as chain:
+    with Chain(path, parents) as chain:
         image = chain.image
-        checker = _Checker(chain, quick, within, threads, progress)
+        checker = _Checker(chain, quick, within, threads, progress, proved or ProvedChunks())
         if against is None:
             checker.run(None)
         else:
@@ -161,6 +166,18 @@ def check(
         )
 
 
+class _Checked(NamedTuple):
+    """What a thread found."""
+
+    done: int
+    """How far the check has come, bytes."""
+    path: Path
+    """The image that has the frames."""
+    proved: list[tuple[int, int]]
+    """Disk ranges whose chunks are right."""
+    problems: list[Problem]
+
+
 class _Checker:
     def __init__(
         self,
@@ -169,8 +186,10 @@ class _Checker:
         within: tuple[int, int] | None,
         threads: int | None,
         progress: Progress,
+        proved: ProvedChunks,
     ) -> None:
         self._chain = chain
+        self._proved = proved
         self._image = image = chain.image
         self._quick = quick
         self._within = within or (0, image.head.disk_size)
@@ -209,7 +228,7 @@ class _Checker:
                     self.unreadable.add(start, end)
                 for entry in piece.segment.entries:
                     digest.add(entry.content_hash, entry.chunks)
-                yield from batches(piece, image.head.chunk_size, self._within)
+                yield from self._unproved(piece)
 
         if self._chain.broken:
             image.problems.add(self._chain.broken)
@@ -219,12 +238,15 @@ class _Checker:
         except ImageError as error:
             image.problems.add(str(error))
         with closing(ordered_map(self._check_batch, work(), self._threads)) as results:
-            for done, problems in results:
+            for done, path, proved, problems in results:
+                for start, end in proved:
+                    self._proved.add(path, start, end)
                 for problem in problems:
                     image.problems.add(*problem)
                     if problem.start is not None and problem.end is not None:
                         self._lose(self._lost_chunks, problem.start, problem.end)
                 self._progress("check", done, self._size)
+        self._proved.end_check()
         coverage.finish()
         if complete and image.footer and digest.result() != image.footer.content_digest:
             image.problems.add("the content digest differs from the chunks' hashes")
@@ -265,24 +287,36 @@ class _Checker:
     def _lose(self, lost: ExtentsBuilder, start: int, end: int) -> None:
         lost.add(max(start, self._within[0]), min(end, self._within[1]))
 
-    def _check_batch(self, batch: Batch) -> tuple[int, list[Problem]]:
+    def _unproved(self, piece: Piece) -> Iterator[Batch]:
+        """The entries of a piece that have to be decoded."""
+        path = self._chain.images[piece.image].file.path
+        if self._quick or self._proved.covers(path, piece.segment.start, piece.segment.end):
+            return
+        for batch in batches(piece, self._image.head.chunk_size, self._within):
+            placed = [item for item in batch.placed if not self._proved.covers(path, *item[:2])]
+            if placed:
+                yield Batch(placed, piece)
+
+    def _check_batch(self, batch: Batch) -> _Checked:
         problems = []
-        if not self._quick:
-            frames = batch.piece.read_frames([entry for _, _, entry in batch.placed])
-            for frame, (start, end, entry) in zip(frames, batch.placed, strict=True):
-                try:
-                    if isinstance(frame, ImagerError):
-                        raise frame
-                    self._decoder.decode(frame, entry, end - start, batch.piece.read_base)
-                except (ImageError, ReadFailedError) as error:
-                    if self._decoder.proves_zeros(entry, end - start):
-                        problems.append(Problem(f"zeros at {start} (nothing is lost): {error}"))
-                    else:
-                        problems.append(Problem(f"chunk at {start}: {error}", start, end))
+        proved = []
+        frames = batch.piece.read_frames([entry for _, _, entry in batch.placed])
+        for frame, (start, end, entry) in zip(frames, batch.placed, strict=True):
+            try:
+                if isinstance(frame, ImagerError):
+                    raise frame
+                self._decoder.decode(frame, entry, end - start, batch.piece.read_base)
+                if entry.stored_size:  # the frame of a part of a run of zeros was not looked at
+                    proved.append((start, end))
+            except (ImageError, ReadFailedError) as error:
+                if self._decoder.proves_zeros(entry, end - start):
+                    problems.append(Problem(f"zeros at {start} (nothing is lost): {error}"))
+                else:
+                    problems.append(Problem(f"chunk at {start}: {error}", start, end))
         _, end, last = batch.placed[-1]
-        if self._chain.head.incremental:
-            return end, problems
-        return min(last.offset + last.stored_size, self._size), problems
+        done = min(last.offset + last.stored_size, self._size)
+        path = self._chain.images[batch.piece.image].file.path
+        return _Checked(end if self._chain.head.incremental else done, path, proved, problems)
 
     def _compare(self, device: SourceDevice, layout: DiskLayout | None) -> None:
         """Read the disk where the image holds it, and compare the chunks' hashes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +45,22 @@ class DiffResult:
 
 
 def diff(
-    first: Path, second: Path, threads: int | None = None, progress: Progress = no_progress
+    first: Path,
+    second: Path,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    parents: Sequence[Path] = (),
 ) -> DiffResult:
     """Compare two images, by the chunks' hashes, and where these differ by content.
+
+    Their ancestors lie beside them or in one of the folders `parents`.
 
     Raises UsageError where they are of disks of different sizes, or cut into other chunks; ImageError
     where either is incomplete or damaged in a place that matters.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
-        chains = [stack.enter_context(Chain(path)) for path in (first, second)]
+        chains = [stack.enter_context(Chain(path, parents)) for path in (first, second)]
         for chain in chains:
             chain.require_complete()
         one, other = chains

@@ -11,7 +11,7 @@ import enum
 import os
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -80,18 +80,19 @@ def export(
     threads: int | None = None,
     progress: Progress = no_progress,
     same_id: bool = False,
+    parents: Sequence[Path] = (),
 ) -> ExportResult:
     """Write what `image` and its ancestors hold to `out`, a new file, or a pipe for a full image.
 
-    With `same_id` a full image has the id of `image`, in whose place it can be put: what refers to
-    that one finds it.
+    Ancestors lie beside it or in one of the folders `parents`. With `same_id` a full image has the
+    id of `image`, in whose place it can be put: what refers to that one finds it.
 
     Every chunk is verified before it is written. Raises ImageError where anything is damaged or
     missing, RefusedError where `out` exists, WriteFailedError, and MissingToolError for qcow2
     without qemu-img.
     """
     begun = time.monotonic()
-    with Chain(image) as chain:
+    with Chain(image, parents) as chain:
         chain.require_complete()
         found = survey(chain, progress)
         require_sound(chain, found)

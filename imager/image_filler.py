@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
+from imager.chunk_coder import ChunkCoder, Encoded
 from imager.chunks import ChunkReader, ChunkRun, Salvage, chunk_runs, chunks_of
 from imager.disk.source import SourceDevice
 from imager.extents import Extents, ExtentsBuilder
-from imager.image.codec import ChunkEncoder
-from imager.image.format import Base
 from imager.image.hashing import hash_algorithm
 from imager.image.head import Head, Json
 from imager.image.index import inherits_maps
@@ -56,25 +56,12 @@ class _Work(NamedTuple):
     """Content hash of the parent's chunk, or of each of its chunks, there; None without one."""
 
 
-class Encoded(NamedTuple):
-    """A chunk run as a thread hands it back; `frame` is None where all is zero."""
-
-    run: ChunkRun
-    frame: bytes | None
-    content_hash: bytes
-    frame_hash: bytes
-    unreadable: list[tuple[int, int]]
-    unchanged: bool = False
-    """The parent has the same; then there is no frame either."""
-    base: Base | None = None
-    """What the frame needs as dictionary."""
-
-
 ReadChunk = Callable[[ChunkRun], tuple[bytearray, list[tuple[int, int]]]]
 """Gives a chunk with zeros where nothing is used, and what of it could not be read."""
 
-_GOOD_DELTA = 32
-"""A delta this many times smaller than its chunk is taken without trying anything else."""
+_BATCH = 4
+"""Chunks that a thread takes at a time from a disk that is compared with a parent: nearly all of them
+are soon done with, and handing over each by itself takes a third as long as hashing it."""
 
 
 class ImageFiller:
@@ -99,10 +86,10 @@ class ImageFiller:
         if parent is not None:
             parent.compare_maps(unused, analysis.excluded)
         self.algorithm = parent.algorithm if parent else hash_algorithm(settings.hash_name)
-        self.encoder = ChunkEncoder(self.algorithm, settings.level, head.chunk_size)
+        self.coder = ChunkCoder(self.algorithm, settings.level, head.chunk_size, parent)
         salvage = Salvage(device.reread_sector, device.sector_size)
         self._reader = ChunkReader(
-            device.readinto,
+            device.stream_into,
             head.chunk_size,
             salvage if settings.continue_on_read_error else None,
         )
@@ -124,7 +111,7 @@ class ImageFiller:
             self.writer.begin()
         self.resumed = self.writer.position
         """Disk bytes taken over from an interrupted capture."""
-        self.zeros = ZeroRuns(self.writer, self.encoder, self._head.chunk_size)
+        self.zeros = ZeroRuns(self.writer, self.coder.encoder, self._head.chunk_size)
         self._zeros_before = remains.zero if remains else 0
         self.inherited = remains.inherited_bytes if remains else 0
         """Disk bytes in chunks that are the parent's, so far."""
@@ -143,8 +130,8 @@ class ImageFiller:
         done = self._used.clip(0, start).total
         progress("capture", done, total)
         unreadable = ExtentsBuilder()
-        with closing(ordered_map(self._encode, self._work(start), self.threads)) as results:
-            for encoded in results:
+        with closing(ordered_map(self._encode, self._batches(start), self.threads)) as results:
+            for encoded in chain.from_iterable(results):
                 self._add(encoded)
                 for pair in encoded.unreadable:
                     unreadable.add(*pair)
@@ -178,7 +165,7 @@ class ImageFiller:
 
         def encode(work: _Work) -> Encoded:
             chunk, unreadable = read(work.run)
-            return self.encode(work.run, chunk, unreadable, work.parent_hash)
+            return self.coder.encode(work.run, chunk, unreadable, work.parent_hash)
 
         def work() -> Iterator[_Work]:
             for run in chunks_of(chunks, used, self._head.chunk_size):
@@ -232,61 +219,22 @@ class ImageFiller:
             for low, high, parent_hash in cursor.covering(run.start, run.end):
                 yield _Work(ChunkRun(low, high, run.used), parent_hash)
 
-    def _encode(self, work: _Work) -> Encoded:
-        """Read and compress one chunk, in a thread."""
-        run, parent_hash = work
+    def _batches(self, start: int) -> Iterator[list[_Work]]:
+        """What a thread takes at a time."""
+        work = self._work(start)
+        count = 1 if self.parent is None else _BATCH
+        while batch := list(islice(work, count)):
+            yield batch
+
+    def _encode(self, batch: list[_Work]) -> list[Encoded]:
+        """Read and compress chunks, in a thread."""
+        return [self._encode_one(*work) for work in batch]
+
+    def _encode_one(self, run: ChunkRun, parent_hash: bytes | None) -> Encoded:
         if not run.used:
-            same = parent_hash is not None and parent_hash == self.zeros.content_hash(
-                run.end - run.start
-            )
-            return Encoded(run, None, parent_hash or b"", b"", [], same)
+            return self.coder.nothing(run, [], parent_hash)
         chunk, unreadable = self._reader.read(run)
-        return self.encode(run, chunk, unreadable, parent_hash)
-
-    def encode(
-        self,
-        run: ChunkRun,
-        chunk: bytearray,
-        unreadable: list[tuple[int, int]],
-        parent_hash: bytes | None,
-    ) -> Encoded:
-        """Compress the content of one chunk; for many threads."""
-        if self.encoder.is_zero(chunk):
-            same = parent_hash is not None and parent_hash == self.zeros.content_hash(
-                run.end - run.start
-            )
-            return Encoded(run, None, parent_hash or b"", b"", unreadable, same)
-        content_hash = self.algorithm.digest(chunk)
-        if content_hash == parent_hash:
-            return Encoded(run, None, content_hash, b"", unreadable, True)
-        frame, base = self._compress(run, chunk, parent_hash)
-        return Encoded(
-            run,
-            frame,
-            content_hash,
-            self.algorithm.frame_digest(frame),
-            unreadable,
-            base=base,
-        )
-
-    def _compress(
-        self, run: ChunkRun, chunk: bytearray, parent_hash: bytes | None
-    ) -> tuple[bytes, Base | None]:
-        """The chunk as a delta, or whole where that is hardly larger: it is read faster.
-
-        The first base serves unless it is of hardly any use.
-        """
-        whole: bytes | None = None
-        if self.parent is not None and parent_hash is not None:
-            zero_hash = self.zeros.content_hash(run.end - run.start)
-            for base, content in self.parent.bases(run.start, zero_hash):
-                delta = self.encoder.encode_delta(chunk, content)
-                if len(delta) * _GOOD_DELTA <= len(chunk):
-                    return delta, base
-                whole = whole or self.encoder.encode(chunk)
-                if len(delta) < (len(whole) * 7 // 8 if base.parent == 0 else len(whole) // 2):
-                    return delta, base
-        return whole or self.encoder.encode(chunk), None
+        return self.coder.encode(run, chunk, unreadable, parent_hash)
 
     def _add(self, encoded: Encoded, revised: bool = False) -> None:
         """The next chunks go to the writer; if they are `revised` the parent's maps never count."""
@@ -317,5 +265,5 @@ class ImageFiller:
         size = run.end - run.start
         self.writer.add_parents(encoded.content_hash, -(-size // self._head.chunk_size), own)
         self.inherited += size
-        if encoded.content_hash == self.zeros.content_hash(run.end - run.start):
+        if encoded.content_hash == self.coder.zero_hash(size):
             self._zeros_before += size

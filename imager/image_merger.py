@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from imager.chunk_coder import Encoded
 from imager.chunks import ChunkRun
 from imager.extents import Extents
 from imager.image.codec import ChunkDecoder, ChunkEncoder
@@ -29,7 +30,7 @@ from imager.image.rewrite import Rewrite, fits
 from imager.image.segments import SegmentBuilder
 from imager.image.sink import FileSink
 from imager.image.writer import ImageWriter
-from imager.image_filler import Encoded, ImageFiller
+from imager.image_filler import ImageFiller
 from imager.image_regions import RegionWriter, Work
 from imager.live.patches import Patches
 from imager.parent_image import ParentImage
@@ -87,7 +88,7 @@ class ImageMerger:
             self._parent.compare_maps(after.unused, after.excluded)
         freed, grown = before - after.used, after.used - before
         self._touched = freed | grown | (patches.covered & after.used)
-        level = max(filler.encoder.level, _HARDER)
+        level = max(filler.coder.encoder.level, _HARDER)
         self._harder = ChunkEncoder(filler.algorithm, level, head.chunk_size)
         self._decoder = ChunkDecoder(filler.algorithm, head.chunk_size)
         self._rewrite = Rewrite(sink, head, filler.uuid, filler.algorithm, sink.spool_directory)
@@ -152,7 +153,7 @@ class ImageMerger:
         builder = SegmentBuilder(self._filler.algorithm, maps, _MOST_ENTRIES, most_bytes)
         parent = self._parent
         differ = parent.maps_differ if parent else lambda start, end, unreadable: False
-        return RegionWriter(self._rewrite, builder, self._filler.encoder, self._head, differ)
+        return RegionWriter(self._rewrite, builder, self._filler.coder.encoder, self._head, differ)
 
     def _work(self) -> Iterator[Work]:
         """The whole disk in order."""
@@ -223,7 +224,7 @@ class ImageMerger:
         for first, last in used.complement(start, end):
             chunk[first - start : last - start] = bytes(last - first)
         run = ChunkRun(start, end, used)
-        encoded = self._filler.encode(run, chunk, work.unreadable, work.parent_hash)
+        encoded = self._filler.coder.encode(run, chunk, work.unreadable, work.parent_hash)
         # The patches are not needed any more, and many chunks wait for their turn.
         return work._replace(patches=[]), self._fitted(encoded, chunk, work.entry.stored_size)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from imager.chunk_coder import Encoded
 from imager.image.codec import ChunkEncoder
 from imager.image.format import Base, ChunkKind, Entry
 from imager.image.head import Head
 from imager.image.index import Segment
 from imager.image.rewrite import Rewrite
 from imager.image.segments import SegmentBuilder
-from imager.image_filler import Encoded
 from imager.zero_runs import ZeroRuns
 
 MapsDiffer = Callable[[int, int, list[tuple[int, int]]], bool]

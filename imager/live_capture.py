@@ -52,6 +52,8 @@ def fill_live(
     patches = Patches(device.readinto, sink.spool_directory)
     try:
         with ImageFiller(device, disk.first, head, sink, settings, progress, parent) as filler:
+            if parent is not None:
+                parent.require_kept()
             begun = time.monotonic()
             filler.fill(progress)
             filler.end_pass()
@@ -99,6 +101,8 @@ def fill_live_revised(
 ) -> Filled:
     """The same for a sink that can only be appended to; `head` says that the image is revised."""
     with ImageFiller(device, disk.first, head, sink, settings, progress, parent) as filler:
+        if parent is not None:
+            parent.require_kept()
         filler.fill(progress)
         filler.end_pass()
         used = disk.first.used - disk.first.excluded

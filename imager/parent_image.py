@@ -84,7 +84,7 @@ class ParentImage:
     def __exit__(self, *error: object) -> None:
         self._chain.close()
 
-    def require_fit(self, image: Path | int, disk_size: int, sector_size: int) -> None:
+    def require_fit(self, image: Path | int | None, disk_size: int, sector_size: int) -> None:
         """RefusedError unless `image`, of a disk with this geometry, can refer to it and find it."""
         path = self._chain.image.file.path
         if (self.head.disk_size, self.head.sector_size) != (disk_size, sector_size):
@@ -170,10 +170,26 @@ class ParentImage:
             self._chain.find_chunk(base.offset, image, expected=base.content_hash)
         )
 
+    def require_kept(self) -> None:
+        """ImageError if an image that the new one's head names was given up or has gone by now.
+
+        To be asked when that head can be seen: whatever is given up later is kept for its sake
+        (see `store.prune`). Each is opened anew, for what another machine has written to it.
+        """
+        for place, reference in zip(self._bases, self.references, strict=True):
+            try:
+                with ImageReader(self._chain.images[place].file.path) as now:
+                    kept = now.uuid == reference.uuid and not now.expired
+            except (ImageError, ReadFailedError):
+                kept = False
+            if not kept:
+                raise ImageError(f"{reference.describe()} was given up or moved meanwhile")
+
     def problem_now(self, files: tuple[Path, ...]) -> str:
         """Why the image in `files`, just written, would not find its parent; empty if it does.
 
-        For a pipe, which has no files: why the parent itself is not what it was.
+        For a pipe, which has no files, so that no prune could know of it: why the parent itself is
+        not what it was.
         """
         path = files[0] if files else self._chain.image.file.path
         try:
@@ -182,10 +198,8 @@ class ParentImage:
                 now = _reference(chain.images[1 if files else 0])
                 if replace(now, file="") != replace(self.reference, file=""):
                     return f"{self.reference.describe()} is not the image that it was"
-                expired = {image.uuid for image in chain.images if image.expired}
-                for reference in self.references:
-                    if reference.uuid in expired:
-                        return f"{reference.describe()} was given up by a prune meanwhile"
+                if not files:
+                    self.require_kept()
         except (ImageError, ReadFailedError) as error:
             return str(error)
         return ""

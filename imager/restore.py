@@ -151,7 +151,13 @@ def restore(
     begun = time.monotonic()
     options = plan.options
     if options.verify_first and plan.image is not None:
-        checked = check(plan.image, threads=options.threads, progress=progress, within=plan.span)
+        checked = check(
+            plan.image,
+            threads=options.threads,
+            progress=progress,
+            within=plan.span,
+            parents=origin.parents,
+        )
         if not options.salvage:
             checked.require_restorable()
     notes: list[str] = []

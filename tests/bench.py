@@ -27,6 +27,7 @@ from imager.image.index import Segment
 from imager.image.reader import ImageReader
 from tests.bench_increments import increments
 from tests.bench_live import live
+from tests.bench_prune import pruned
 from tests.hfsplus_images import fragmented
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.lvm_volumes import Lvm
@@ -35,7 +36,7 @@ from tests.xfs_images import fragment
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
-_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments", "live"]
+_PARTS = ["capture", "check", "restore", "chunks", "memory", "maps", "increments", "prune", "live"]
 
 
 def main() -> None:
@@ -56,6 +57,8 @@ def main() -> None:
                 part(folder, source, arguments.runs)
         if "increments" in arguments.what:
             increments(folder, source, arguments.runs)
+        if "prune" in arguments.what:
+            pruned(folder)
         if "live" in arguments.what:
             live(folder, source, arguments.runs)
         if "memory" in arguments.what:

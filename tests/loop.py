@@ -35,17 +35,24 @@ class LoopDevice:
     """
 
     def __init__(
-        self, file: Path, size: int = 0, sector_size: int = 512, read_only: bool = False
+        self,
+        file: Path,
+        size: int = 0,
+        sector_size: int = 512,
+        read_only: bool = False,
+        direct: bool = False,
     ) -> None:
+        """With `direct` the file is not read through the page cache: as slow as its disk."""
         self.file = file if file.exists() else sparse_file(file, size)
         self.sector_size = sector_size
-        self._options = ["--read-only"] if read_only else []
+        self._read_only = read_only
+        self._options = ["--read-only"] * read_only + ["--direct-io=on"] * direct
         self.path = Path()
 
     def __enter__(self) -> Self:
         options = [*self._options, "--sector-size", str(self.sector_size)]
         self.path = Path(run("losetup", "--find", "--show", *options, self.file).strip())
-        if not self._options:
+        if not self._read_only:
             # What `blockdev --setro` did to the loop device outlives the file that it had then.
             run("blockdev", "--setrw", self.path)
         return self

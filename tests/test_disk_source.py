@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Sequence
@@ -168,6 +170,52 @@ def test_unplugged_disk_answers_as_if_its_sectors_were_bad(
         with pytest.raises(DeviceReadError, match="the device is gone") as caught:
             source.read(0, 512)
         assert caught.value.gone
+
+
+def cached(path: Path) -> int:
+    """How many of a device's bytes are in the page cache (mincore(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    resident = (ctypes.c_ubyte * (SIZE // mmap.PAGESIZE))()
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, type(resident)]
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        address = libc.mmap(None, SIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        assert libc.mincore(address, SIZE, resident) == 0
+        assert libc.munmap(address, SIZE) == 0
+    finally:
+        os.close(fd)
+    return sum(page & 1 for page in resident) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("sector_size", [512, 4096])
+def test_content_is_not_left_in_the_page_cache(random_file: Path, sector_size: int) -> None:
+    content = random_file.read_bytes()
+    with (
+        LoopDevice(random_file, sector_size=sector_size) as loop,
+        SourceDevice(loop.path) as source,
+    ):
+        found = bytearray(SIZE)
+        for offset, size in ((0, 3 << 20), (3 << 20, 12345), ((3 << 20) + 12345, 1)):
+            source.stream_into(offset, memoryview(found)[offset : offset + size])
+        source.stream_into((3 << 20) + 12346, memoryview(found)[(3 << 20) + 12346 :])
+        assert found == content
+        assert cached(loop.path) < SIZE // 4
+        source.read(0, SIZE)
+        assert cached(loop.path) > SIZE // 2
+        with pytest.raises(DeviceReadError, match="lie outside"):
+            source.stream_into(SIZE - 5, memoryview(found)[:6])
+
+
+def test_what_was_just_written_is_seen_past_the_page_cache(random_file: Path) -> None:
+    with LoopDevice(random_file) as loop, SourceDevice(loop.path) as source:
+        with loop.path.open("r+b", buffering=0) as device:
+            device.write(b"new")
+            found = memoryview(bytearray(512))
+            source.stream_into(0, found)
+        assert bytes(found[:3]) == b"new"
 
 
 def test_threads_share_a_source(random_file: Path) -> None:

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from imager.image.chain import Chain
+from imager.pipeline import no_progress
+from imager.survey import survey
 from tests.command import ROOT
+from tests.huge_disk import CHUNK, forge, unchanged_night
 
 _CHILD = """
 import json, random, re, sys
@@ -63,3 +67,25 @@ def test_two_tebibytes_take_no_more_than_two_gibibytes(tmp_path: Path) -> None:
     assert small < 128 << 10 and large < small + (24 << 10)
     # The images differ by the frames of zeros between what is in use; an increment has none.
     assert max(large_sizes[1:]) < 1.1 * max(small_sizes[1:]) < 400_000
+
+
+def problem_of(image: Path) -> str:
+    """What is wrong with the structure of an image and its ancestors."""
+    with Chain(image) as chain:
+        return survey(chain, no_progress).problem
+
+
+def test_an_unchanged_night_costs_less_than_a_mebibyte_for_a_tebibyte(tmp_path: Path) -> None:
+    """What a chunk more costs, times the million of them that a tebibyte has."""
+    few, many = 1 << 12, 1 << 15
+    sizes = []
+    for chunks in (few, many):
+        folder = tmp_path / str(chunks)
+        folder.mkdir()
+        first = forge(folder / "0", chunks)
+        night = unchanged_night(first, folder / "1", chunks)
+        assert night.inherited == night.used == chunks * CHUNK
+        assert night.verdict == "ok" and not problem_of(folder / "1")
+        sizes.append(night.image.size)
+    a_chunk = (sizes[1] - sizes[0]) / (many - few)
+    assert sizes[1] + a_chunk * (1 << 20) < 1 << 18

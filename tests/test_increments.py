@@ -458,10 +458,6 @@ class TestParentsThatDoNotFit:
         capture_disk(nights.disks[0], tmp_path / "b", tmp_path / "a", distrusted=everything)
         assert exported(tmp_path / "b", tmp_path) == nights.disks[0].stored
 
-    def test_dry_run(self) -> None:
-        line = failure("capture", "--dry-run", "--parent", "x.img", "/dev/null", status=2)
-        assert "--parent" in line
-
     def test_nothing_to_distrust(self) -> None:
         with pytest.raises(UsageError):
             CaptureOptions(distrusted=Extents.span(0, 1))
@@ -490,12 +486,22 @@ def test_distrusted_ranges_are_stored_again(nights: Chain, tmp_path: Path) -> No
 def test_the_parent_goes_while_the_capture_runs(nights: Chain, tmp_path: Path) -> None:
     shutil.copy(nights.path(0), tmp_path / "a")
 
-    def vanish(*_: object) -> None:
-        (tmp_path / "a").unlink(missing_ok=True)
+    gone_in = ""
+
+    def vanish(phase: str, *_: object) -> None:
+        if phase == gone_in:
+            (tmp_path / "a").unlink(missing_ok=True)
 
     source = tmp_path / "disk"
     source.write_bytes(nights.disks[0].stored)
-    result = capture(source, tmp_path / "b", CaptureOptions(parent=tmp_path / "a"), vanish)
+    options = CaptureOptions(parent=tmp_path / "a")
+    gone_in = "survey"
+    with pytest.raises(ImageError, match="was given up or moved meanwhile"):
+        capture(source, tmp_path / "b", options, vanish)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk"]
+    shutil.copy(nights.path(0), tmp_path / "a")
+    gone_in = "capture"
+    result = capture(source, tmp_path / "b", options, vanish)
     assert result.verdict == "failed"
     assert result.parent and result.parent.describe() in result.parent_problem
     assert (tmp_path / "b").exists()
@@ -668,3 +674,29 @@ def test_any_history(history: list[tuple[Disk, int | None]]) -> None:
             assert_is(chain.path(number), disk, Path(name))
         export(chain.path(len(history) - 1), Path(name) / "full")
         assert_is(Path(name) / "full", chain.disks[-1], Path(name))
+
+
+def test_parents_that_lie_elsewhere(nights: Chain, tmp_path: Path) -> None:
+    """Three images in three folders, one of them renamed."""
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for number, place in enumerate(places):
+        place.mkdir()
+        shutil.copy(nights.path(number), place)
+    (places[0] / "night-0.img").rename(places[0] / "moved.img")
+    image = places[2] / "night-2.img"
+    assert f"it is not in {places[2]}" in imager("check", image, status=4).out
+    words = ("--parents", places[1], "--parents", places[0])
+    imager("check", image, *words)
+    assert len(json.loads(imager("info", "--json", image, *words).out)["chain"]) == 2
+    assert "differ" in imager("diff", nights.path(0), image, *words).out
+    for command in (("export", "--raw", image), ("restore", "--yes", image)):
+        imager(*command, tmp_path / "out", *words)
+        assert (tmp_path / "out").read_bytes() == nights.disks[2].stored
+        (tmp_path / "out").unlink()
+    line = failure("export", "--raw", image, tmp_path / "out", "--parents", places[1], status=4)
+    assert f"not in {places[1]} or {places[1]}" not in line and "night-0.img" in line
+    # A folder that is not there costs nothing; a target that holds a parent is refused as ever.
+    imager("check", image, *words, "--parents", tmp_path / "missing")
+    assert "holds the image" in failure(
+        "restore", "--yes", image, places[0] / "moved.img", *words, status=5
+    )

@@ -29,6 +29,7 @@ from tests.command import zstd_refuses
 from tests.disks import put
 from tests.image_files import join, small_parts
 from tests.small_store import CHUNK, DAY, SmallStore
+from tests.steps import preceded
 
 NO_GRACE = datetime.timedelta(0)
 LAST = Rules(last=1)
@@ -299,19 +300,15 @@ def run_until_step(number: int, action: Callable[[], object]) -> bool:
     if child == 0:
         count = 0
 
-        def counted(real: Callable[..., object]) -> Callable[..., object]:
-            def call(*arguments: object, **more: object) -> object:
-                nonlocal count
-                count += 1
-                if count == number:
-                    os._exit(9)
-                return real(*arguments, **more)
-
-            return call
+        def step() -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os._exit(9)
 
         try:
             for owner, name in MUTATORS:
-                setattr(owner, name, counted(getattr(owner, name)))
+                setattr(owner, name, preceded(getattr(owner, name), step))
             action()
         except BaseException:
             os._exit(1)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imager.check import check
 from imager.disk import abi
 from imager.image.reader import ImageReader
 from imager.image.sink import FileSink
@@ -23,7 +25,9 @@ from imager.store import prune as store_prune
 from imager.store.catalog import State
 from imager.store.retention import Candidate, Decision, Rules
 from tests.disks import put
+from tests.image_files import small_parts
 from tests.small_store import CHUNK, DAY, SmallStore, require_content
+from tests.steps import preceded
 
 STEPS: tuple[tuple[object, str], ...] = (
     (Path, "rename"),
@@ -73,16 +77,9 @@ class Turns:
 def stepping(turns: Turns) -> Iterator[None]:
     """Each step of either thread waits for its turn."""
 
-    def gated(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **more: object) -> object:
-            turns.step()
-            return real(*arguments, **more)
-
-        return call
-
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in STEPS:
-            patch.setattr(owner, name, gated(getattr(owner, name)))
+            patch.setattr(owner, name, preceded(getattr(owner, name), turns.step))
         for module in (store_capture, store_prune):
             patch.setattr(module, "disk_lock", lambda folder: contextlib.nullcontext())
         yield
@@ -154,12 +151,12 @@ def race(
 NO_GRACE = store_prune.DEFAULT_GRACE * 0
 
 
-def make_tempting(folder: Path) -> SmallStore:
+def make_tempting(folder: Path, split: int | None = None) -> SmallStore:
     """The newest image is given up; the oldest, kept, borrows all of it but for chunks 2 to 6.
 
     The disk holds what it held when the newest was captured: the next capture needs them.
     """
-    small = SmallStore(folder, chunks=8)
+    small = SmallStore(folder, chunks=8, split=split)
     small.now += 9 * DAY
     small.capture()
     before = small.disk.read_bytes()
@@ -251,3 +248,74 @@ def test_two_captures_at_once(
     race(small, [who for who, count in order for _ in range(count)], other=other)
     assert len(small.look().complete) == 3
     shutil.rmtree(small.store.path.parent)
+
+
+# --- killed meanwhile ---
+
+
+def capture_killed_when_named(small: SmallStore, stop: int) -> bool:
+    """A capture that stands still before its step `stop` while all is pruned, and is killed when its
+    image has got its name; whether it came so far as to stand still."""
+    patch = pytest.MonkeyPatch()
+    child = os.fork()
+    if child == 0:
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        rename = Path.rename
+
+        def rename_and_die(path: Path, target: Path) -> None:
+            rename(path, target)
+            if target.name.endswith((".img", ".last")):
+                os._exit(9)
+
+        try:
+            patch.setattr(Path, "rename", rename_and_die)
+            for owner, name in STEPS:
+                setattr(owner, name, preceded(getattr(owner, name), step))
+            small.capture()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, os.WUNTRACED)
+    stopped = os.WIFSTOPPED(status)
+    if stopped:
+        small.prune(Rules(last=1), NO_GRACE)
+        os.kill(child, signal.SIGCONT)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
+    return stopped
+
+
+@pytest.mark.parametrize(("split", "holes"), [(None, True), (4 * CHUNK, False)])
+def test_killed_between_its_name_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: int | None, holes: bool
+) -> None:
+    """Wherever a prune comes in between, the image that has a name can be read."""
+    for module in (store_capture, store_prune):
+        monkeypatch.setattr(module, "disk_lock", lambda folder: contextlib.nullcontext())
+    monkeypatch.setattr(store_prune, "decide", give_up_all_but_the_oldest)
+    if not holes:
+        monkeypatch.setattr(abi, "punch_hole", cannot)
+        monkeypatch.setattr(consolidate, "_LEAST", 1)
+    place = tmp_path / "store"
+    with small_parts():
+        home = make_tempting(tmp_path, split)
+        shutil.copytree(home.store.path, tmp_path / "kept")
+        stop = 0
+        going = True
+        while going:
+            stop += 1
+            shutil.rmtree(place)
+            shutil.copytree(tmp_path / "kept", place)
+            going = capture_killed_when_named(home, stop)
+            for image in home.look().complete:
+                assert check(image.files.opened_as, threads=1).verdict == "ok", stop
+            done = home.capture()
+            assert check(done.image, threads=1).verdict == "ok"
+            home.now -= DAY
+    assert stop > 10

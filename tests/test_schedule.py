@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imager.capture import CaptureOptions
-from imager.errors import RefusedError, UsageError, WriteFailedError
+from imager.cli import build_parser
+from imager.errors import ImagerError, RefusedError, UsageError, WriteFailedError
 from imager.schedule import calendar
 from imager.schedule.find_disk import find_disk
 from imager.schedule.job import Job, default_name
@@ -365,6 +366,30 @@ def test_schedules_are_listed_and_shown(tmp_path: Path) -> None:
     shown = imager("schedule", "show", "night", *where).out
     assert "OnCalendar=*-*-* 02:00:00" in shown and "ExecStart=" in shown
     assert "there is no schedule day" in failure("schedule", "run", "day", *where, status=2)
+
+
+def test_a_timer_that_cannot_start_leaves_no_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systemd refuses WakeSystem= where no clock can wake the machine."""
+    job = a_job(tmp_path)
+    units = tmp_path / "units"
+    units.mkdir()
+    program = tmp_path / "systemctl"
+    program.write_text(
+        f"#!/bin/sh\necho $1 >> '{tmp_path}/done'\necho 1 >&2; echo No >&2; [ $1 != enable ]\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("imager.cli.schedule._is_live", lambda units: True)
+    words = ["schedule", "add", job.device, "--store", str(job.store), "--daily", "02:00"]
+    words += ["--wake", "--name", "night", "--units", str(units)]
+    arguments = build_parser(("schedule",)).parse_args(words)
+    with pytest.raises(ImagerError, match="enable failed: No; without --wake it may work"):
+        arguments.run(arguments)
+    assert not list(units.iterdir())
+    done = (tmp_path / "done").read_text().split()
+    assert done == ["daemon-reload", "enable", "disable", "daemon-reload"]
 
 
 def test_metrics_and_ping(tmp_path: Path) -> None:

@@ -187,26 +187,36 @@ def test_a_stranger_in_the_folder_is_listed_and_left_alone(small: SmallStore) ->
     assert [each.files.path.name for each in found.unreadable] == ["odd.img"]
 
 
-def test_a_parent_given_up_meanwhile_means_a_full_image(
-    small: SmallStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["survey", "capture"])
+def test_a_parent_given_up_meanwhile(
+    small: SmallStore, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """A prune on another machine, whose lock is not seen here, gives the parent up."""
+    """By a prune on another machine, whose lock is not seen here.
+
+    Before the new image's head is there to be seen, it becomes a full one; afterwards what it refers
+    to is kept for its sake.
+    """
     first = small.capture()
     small.write(1)
 
     def capture_while_pruned(
         source: Path, image: Path, options: CaptureOptions, progress: Progress
     ) -> CaptureResult:
-        if options.parent is None:
-            return capture(source, image, options, progress)
-
         def once(phase: str, done: int, total: int) -> None:
-            if phase == "capture" and done == total and first.image.exists():
+            if phase == moment and done == total and first.image.exists():
                 actions.guard(actions.expire(small.look().complete[0].files), small.now)
 
         return capture(source, image, options, once)
 
     monkeypatch.setattr(store_capture, "capture", capture_while_pruned)
     done = small.capture()
-    assert "was given up by a prune meanwhile" in done.why_full
+    assert not first.image.exists()
+    if moment == "survey":
+        assert "was given up or moved meanwhile" in done.why_full
+    else:
+        assert done.parent == first.image
+    small.now += DAY
+    report = small.prune(Rules(last=1))
+    assert (first.image in report.deleted) == (moment == "survey")
     assert small.require_good() == [done.image.name]
+    assert not any(image.state is State.PARTIAL for image in small.look().images)

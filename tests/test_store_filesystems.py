@@ -13,7 +13,8 @@ from imager.disk.mounts import Mount
 from imager.image.sink import MAX_PART
 from imager.store import consolidate, folder
 from imager.store.catalog import State, read_store
-from imager.store.folder import open_store
+from imager.store.folder import disk_lock, open_store
+from imager.store.prune import prune
 from imager.store.retention import Rules
 from tests.command import imager
 from tests.disks import MIB, run
@@ -21,18 +22,21 @@ from tests.loop import LoopDevice
 from tests.loop import mounted as loop_mounted
 from tests.small_disk import garbage
 from tests.small_store import CHUNK, DAY, SmallStore
+from tests.ssh_server import PASSWORD, USER, ssh_server
 
 MOUNT = {
     "ext4": ("mount", "-t", "ext4"),
     "xfs": ("mount", "-t", "xfs"),
     "btrfs": ("mount", "-t", "btrfs"),
     "ntfs": ("ntfs-3g",),
+    "exfat": ("mount.exfat-fuse",),
 }
 MAKE = {
     "ext4": ("mkfs.ext4", "-q"),
     "xfs": ("mkfs.xfs", "-q"),
     "btrfs": ("mkfs.btrfs", "-q"),
     "ntfs": ("mkfs.ntfs", "-q", "-F"),
+    "exfat": ("mkfs.exfat",),
 }
 SIZE = {"xfs": 320 * MIB, "btrfs": 160 * MIB}
 
@@ -69,6 +73,44 @@ def test_nights_on(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert report.notes == ()
         assert report.freed > 11 * CHUNK
         small.night(2)
+        assert len(small.require_good()) == 2
+
+
+@contextmanager
+def share(port: int, place: Path) -> Iterator[Path]:
+    """One machine's view of a folder on a server: locks end here."""
+    place.mkdir()
+    options = "password_stdin,dir_cache=no,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null"
+    run("sshfs", "-p", str(port), f"{USER}@127.0.0.1:/", place, "-o", options, text=f"{PASSWORD}\n")
+    try:
+        yield place
+    finally:
+        run("umount", place)
+
+
+def test_two_machines_share_a_store_whose_locks_do_not_meet(tmp_path: Path) -> None:
+    """Each at work in the folder that the other has locked: both see what the other one made."""
+    served = tmp_path / "served"
+    served.mkdir()
+    with (
+        ssh_server(served) as port,
+        share(port, tmp_path / "one") as one,
+        share(port, tmp_path / "two") as two,
+    ):
+        small = SmallStore(one)
+        small.capture()
+        other = open_store(two / "store")
+        (locked,) = other.disk_folders()
+        with disk_lock(locked):
+            second = small.night(*range(12), size=CHUNK - 10)
+        with disk_lock(small.folder):
+            first = prune(other, Rules(last=1), small.now)
+            small.now += DAY
+            later = prune(other, Rules(last=1), small.now)
+        assert (len(first.expired), first.notes, later.notes) == (1, (), ())
+        assert small.require_good() == [second.image.name]
+        third = small.night(1)
+        assert third.parent == second.image
         assert len(small.require_good()) == 2
 
 

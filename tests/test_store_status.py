@@ -1,4 +1,4 @@
-"""The lights of `imager status`, and the turns in which images are checked."""
+"""The lights of `imager status`, and the records of checks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from imager.check import check
 from imager.schedule.state import LastRun, read_last_run, write_last_run
 from imager.schedule.status import DiskFacts, Light, judge, survey, time_until_full
 from imager.store.catalog import StoredImage
-from imager.store.checking import check_and_record, due_for_check, note_check
+from imager.store.checking import check_and_record, note_check
 from imager.store.retention import Quality
 from imager.store.sidecar import last_check
 from tests.command import failure, imager
@@ -119,41 +117,7 @@ def test_a_last_run_is_kept(tmp_path: Path) -> None:
         assert read_last_run(tmp_path / "state", "x") is None
 
 
-# --- checks by turns ---
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(2, 60), st.integers(1, 3))
-def test_each_image_is_checked_within_the_time(
-    image_count: int, within_days: int, interval_days: int
-) -> None:
-    """A model: the same images for a year, checked whenever it is their turn."""
-    within, interval = within_days * DAY, interval_days * DAY
-    if interval * 2 > within:
-        return
-    last = {number: FIRST - number * HOUR for number in range(image_count)}
-    most = 0
-    now = FIRST
-    while now < FIRST + 365 * DAY:
-        images = [Waiting(number, moment) for number, moment in last.items()]
-        due = due_for_check(images, now, within, interval)  # type: ignore[arg-type]
-        most = max(most, len(due))
-        for image in due:
-            last[image.number] = now  # type: ignore[attr-defined]
-        now += interval
-        assert all(now - moment <= within for moment in last.values())
-    share = image_count * interval / within
-    assert most <= 2 * share + 1 or most <= image_count
-
-
-class Waiting:
-    """An image as far as its turn depends on it."""
-
-    check = None
-
-    def __init__(self, number: int, created: datetime.datetime) -> None:
-        self.number = number
-        self.created = created
+# --- what a check leaves ---
 
 
 def test_a_check_is_recorded(small: SmallStore, image: StoredImage) -> None:
@@ -190,7 +154,7 @@ def test_a_store_from_the_command_line(tmp_path: Path) -> None:
     assert "is no store" not in imager("list", store).out
     assert "full: it is the first image" in imager("capture", disk, "--store", store).out
     put(disk, 5000, b"changed")
-    assert "would be stored" in imager("capture", disk, "--store", store, "--dry-run").out
+    assert "would be stored:" in imager("capture", disk, "--store", store, "--dry-run").out
     out = imager("capture", disk, "--store", store, environ={"TZ": "UTC"}).out
     assert "incremental, against 2" in out
     listed = json.loads(imager("list", "--json", store).out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +18,19 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     """--threads."""
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to use (default: one for each core)"
+    )
+
+
+def add_parents(parser: argparse.ArgumentParser) -> None:
+    """--parents."""
+    parser.add_argument(
+        "--parents",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="look for images that an incremental one needs in this folder, too, if they do not lie "
+        "beside it; can be given several times",
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult, capture
 from imager.cli.arguments import add_common, add_threads, partition_list
 from imager.cli.passphrase import place_argument, read_passphrases
 from imager.cli.progress import ProgressDisplay
@@ -16,6 +16,7 @@ from imager.cli.text import duration_argument, format_size, say, size_argument
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, UsageError
 from imager.image.format import DEFAULT_CHUNK
 from imager.image.sink import MAX_PART
+from imager.preview import Preview, preview
 from imager.store.capture import MAX_CHAIN, StoredCapture, capture_into, preview_into
 from imager.store.folder import open_store
 from imager.words.capture import result_lines
@@ -344,14 +345,19 @@ def _print_preview(found: Preview, as_json: bool) -> None:
             "used": found.used,
             "expected_image_size": found.expected_size,
             "sampled": found.sampled,
+            "parent": found.parent.to_json() if found.parent else None,
+            "changed": found.changed if found.parent else None,
             "smallest_disk": found.layout.size,
         }
         print(json.dumps(facts, indent=2))
         return
     print("\n".join(layout_lines(found.layout)))
-    print(f"{format_size(found.used)} in use would be stored")
-    print(
-        f"expected image: about {format_size(found.expected_size)} "
-        f"(from compressing {format_size(found.sampled)} of it)"
-    )
+    if found.parent is None:
+        print(f"{format_size(found.used)} in use would be stored")
+        how = f"compressing {format_size(found.sampled)} of it"
+    else:
+        print(f"of {format_size(found.used)} in use, what differs from its parent would be stored:")
+        say(f"  {found.parent.describe()}")
+        how = f"{format_size(found.changed)} that differ of {format_size(found.sampled)} compared"
+    print(f"expected image: about {format_size(found.expected_size)} (from {how})")
     print(f"smallest disk for a restore: {found.layout.size} bytes")

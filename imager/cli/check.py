@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from imager.check import CheckResult, check
-from imager.cli.arguments import add_common, add_threads
+from imager.cli.arguments import add_common, add_parents, add_threads
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
@@ -40,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--against", metavar="DEVICE", type=Path, help="compare with this disk as well"
     )
+    add_parents(parser)
     add_threads(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
                     against=arguments.against,
                     threads=arguments.threads,
                     progress=progress,
+                    parents=arguments.parents,
                 )
         except ImagerError as error:
             if len(arguments.images) == 1:

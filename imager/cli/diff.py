@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from imager.cli.arguments import add_common, add_threads
+from imager.cli.arguments import add_common, add_parents, add_threads
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import format_size, printable, say
 from imager.diff import DiffResult, diff
@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("first", metavar="A", type=Path, help="the older image")
     parser.add_argument("second", metavar="B", type=Path, help="the newer image")
+    add_parents(parser)
     add_threads(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -43,7 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
     with ProgressDisplay(arguments.quiet) as progress:
-        result = diff(arguments.first, arguments.second, arguments.threads, progress)
+        result = diff(
+            arguments.first, arguments.second, arguments.threads, progress, arguments.parents
+        )
     if arguments.json:
         print(json.dumps(_result_json(result), indent=2))
     elif not arguments.quiet:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from imager.cli.arguments import add_common, add_threads
+from imager.cli.arguments import add_common, add_parents, add_threads
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import format_duration, format_size, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, UsageError
@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         forms.add_argument(
             f"--{form.value}", dest="form", action="store_const", const=form, help=words
         )
+    add_parents(parser)
     add_threads(parser)
     add_common(parser)
     parser.set_defaults(run=run, form=ExportFormat.IMAGE)
@@ -56,7 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("an image is not written to a terminal: redirect standard output")
     out = sys.stdout.fileno() if piped else Path(arguments.out)
     with ProgressDisplay(arguments.quiet) as progress:
-        result = export(arguments.image, out, arguments.form, arguments.threads, progress)
+        result = export(
+            arguments.image,
+            out,
+            arguments.form,
+            arguments.threads,
+            progress,
+            parents=arguments.parents,
+        )
     if piped:
         return _status(result)
     if arguments.json:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from imager.check import layout_of
-from imager.cli.arguments import add_common
+from imager.cli.arguments import add_common, add_parents
 from imager.cli.text import format_age, format_size, printable, say
 from imager.disk.identity import Identity
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError
@@ -40,13 +40,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("image", metavar="IMAGE", type=Path)
     parser.add_argument("--map", action="store_true", help="draw the disk's ranges")
+    add_parents(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command."""
-    with Chain(arguments.image) as chain:
+    with Chain(arguments.image, arguments.parents) as chain:
         image = chain.image
         if arguments.json:
             print(json.dumps(_facts(chain), indent=2))

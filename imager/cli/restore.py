@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from imager.cli.arguments import add_common, add_threads
+from imager.cli.arguments import add_common, add_parents, add_threads
 from imager.cli.confirm import confirm
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import say
@@ -69,6 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="restore what is intact of a damaged image; fails all the same (status 4)",
     )
+    add_parents(parser)
     add_threads(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -93,7 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
         salvage=arguments.salvage,
     )
     origin: Origin
-    origin = StreamOrigin(sys.stdin.fileno()) if streamed else FileOrigin(Path(arguments.image))
+    if streamed:
+        origin = StreamOrigin(sys.stdin.fileno())
+    else:
+        origin = FileOrigin(Path(arguments.image), arguments.parents)
     with origin:
         plan = plan_restore(origin, arguments.target, options)
         talk = not (arguments.json or arguments.quiet) or not (arguments.yes or arguments.dry_run)

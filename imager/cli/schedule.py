@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
@@ -194,14 +195,30 @@ def _add(arguments: argparse.Namespace) -> int:
     place = Path(mount.mount_point) if mount else None
     for path in write_units(job, make_units(job, _program(), directory, place), directory):
         say(f"written: {path}")
-    timer = unit_name(job.name, "timer")
     if _is_live(arguments.units):
-        _systemctl("daemon-reload")
-        _systemctl("enable", "--now", timer)
+        _start(job, directory)
         say(f"{job.name}: {job.disk} to {job.store}, next {following[0].astimezone():%a %F %H:%M}")
     else:
-        say(f"to start it: systemctl daemon-reload && systemctl enable --now {timer}")
+        say(
+            f"to start it: systemctl daemon-reload && systemctl enable --now {unit_name(job.name, 'timer')}"
+        )
     return EXIT_OK
+
+
+def _start(job: Job, units: Path) -> None:
+    """Start a new schedule's timer; where that fails there is no schedule."""
+    timer = unit_name(job.name, "timer")
+    try:
+        _systemctl("daemon-reload")
+        _systemctl("enable", "--now", timer)
+    except ImagerError as error:
+        with contextlib.suppress(ImagerError):
+            _systemctl("disable", timer)
+        remove_units(job.name, units)
+        with contextlib.suppress(ImagerError):
+            _systemctl("daemon-reload")
+        hint = "; without --wake it may work: a clock that wakes the machine is needed for it"
+        raise ImagerError(f"{error}{hint if job.wake else ''}; the schedule was removed") from None
 
 
 def _calendar(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -229,7 +246,8 @@ def _is_live(units: Path) -> bool:
 def _systemctl(*words: str) -> None:
     done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ImagerError(f"systemctl {words[0]} failed: {done.stderr.strip()}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ImagerError(f"systemctl {words[0]} failed: {said[-1]}")
 
 
 def _list(arguments: argparse.Namespace) -> int:

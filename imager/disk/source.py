@@ -43,6 +43,7 @@ class SourceDevice(Device):
             raise
         self._direct_fd = open_direct(fd)
         self._past_cache = False
+        self._streams = self._is_block and self._direct_fd >= 0
         self._local = threading.local()
 
     def read_past_cache(self) -> None:
@@ -54,6 +55,14 @@ class SourceDevice(Device):
         if self._direct_fd < 0:
             raise ReadFailedError(f"{self.path} cannot be read past the page cache (O_DIRECT)")
         self._past_cache = True
+
+    def stream_into(self, offset: int, view: memoryview) -> None:
+        """As `readinto`, for content that is read once and then not again.
+
+        Of a block device past the page cache, which takes as much of the processor as hashing does
+        (measured, docs/decisions.md) and would lose what the machine needs tomorrow.
+        """
+        self._fill(self._read_some_past if self._streams else self._read_some, offset, view)
 
     def reread_sector(self, offset: int, view: memoryview) -> None:
         """As `readinto` for one sector, but past the page cache where that is possible.
@@ -70,8 +79,10 @@ class SourceDevice(Device):
         super().close()
 
     def _read_some(self, view: memoryview, offset: int) -> int:
-        if not self._past_cache:
-            return super()._read_some(view, offset)
+        return (self._read_some_past if self._past_cache else super()._read_some)(view, offset)
+
+    def _read_some_past(self, view: memoryview, offset: int) -> int:
+        """Through a buffer that is aligned as O_DIRECT wants it."""
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(mmap.mmap(-1, _DIRECT_BUFFER))

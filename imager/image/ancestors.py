@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imager.errors import ImageError, ReadFailedError
@@ -37,15 +37,17 @@ def read_head(path: Path) -> tuple[bytes, Head]:
         return record.uuid, decode_head(record.payload)
 
 
-def find_image(child: ImageReader, reference: ParentReference) -> ImageReader:
-    """Open an image that `child` refers to, which lies in the same folder.
+def find_image(
+    child: ImageReader, reference: ParentReference, elsewhere: Sequence[Path] = ()
+) -> ImageReader:
+    """Open an image that `child` refers to, which lies in the same folder, or in one `elsewhere`.
 
     Raises ImageError, which names file, date and id, where it is missing, unfinished or not what it
     was.
     """
-    folder = child.file.path.absolute().parent
-    doubt = f"is missing: it is not in {folder}"
-    for path in _candidates(reference, folder):
+    folders = tuple(dict.fromkeys((child.file.path.absolute().parent, *elsewhere)))
+    doubt = f"is missing: it is not in {' or '.join(map(str, folders))}"
+    for path in _candidates(reference, folders):
         try:
             found = ImageReader(path)
         except (ImageError, ReadFailedError) as error:
@@ -77,17 +79,19 @@ def _why_not(found: ImageReader, child: ImageReader, reference: ParentReference)
     return ""
 
 
-def _candidates(reference: ParentReference, folder: Path) -> Iterator[Path]:
-    """The file of the hint's name, and then all in the folder whose head has the id."""
+def _candidates(reference: ParentReference, folders: Sequence[Path]) -> Iterator[Path]:
+    """The files of the hint's name, and then all in the folders whose heads have the id."""
     if reference.file:
-        yield folder / reference.file
-    try:
-        names = sorted(folder.iterdir())
-    except OSError:
-        return
-    for path in names:
-        if path.is_file() and _uuid_of(path) == reference.uuid:
-            yield path
+        for folder in folders:
+            yield folder / reference.file
+    for folder in folders:
+        try:
+            names = sorted(folder.iterdir())
+        except OSError:
+            continue
+        for path in names:
+            if path.is_file() and _uuid_of(path) == reference.uuid:
+                yield path
 
 
 def _uuid_of(path: Path) -> bytes | None:

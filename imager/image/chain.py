@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +57,13 @@ class StoredChunk(NamedTuple):
 class Chain:
     """An open image with all images that it needs."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the image; errors as of `ImageReader`. That a parent is missing is kept in `broken`."""
+    def __init__(self, path: Path, elsewhere: Sequence[Path] = ()) -> None:
+        """Open the image; errors as of `ImageReader`. That a parent is missing is kept in `broken`.
+
+        An ancestor is looked for beside the image that refers to it, and then in the folders
+        `elsewhere`.
+        """
+        self._elsewhere = tuple(elsewhere)
         self.images = [ImageReader(path)]
         """The image itself, its parent, and so on to the full one; then, rarely, images that only deltas
         need, with theirs. Each refers only to images behind it."""
@@ -247,7 +252,7 @@ class Chain:
                 raise ImageError(f"the image needs more than {MAX_CHAIN - 1} others")
             if any(image.uuid == reference.uuid for image in self.images):
                 raise ImageError("the parents of the image form a loop")
-            found = find_image(child, reference)
+            found = find_image(child, reference, self._elsewhere)
         except ImageError as error:
             self.broken = str(error)
             return None

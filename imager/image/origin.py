@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from imager.image.stream import ImageStream
 class FileOrigin(AbstractContextManager["FileOrigin"]):
     """An image file, and those that it needs, as a restore sees them: read as often as need be."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the image; errors as of `ImageReader`."""
+    def __init__(self, path: Path, parents: Sequence[Path] = ()) -> None:
+        """Open the image; errors as of `ImageReader`. `parents` are folders as of `Chain`."""
         self.path = path
-        self._chain = Chain(path)
+        self.parents = tuple(parents)
+        self._chain = Chain(path, parents)
         self.head = self._chain.head
         self.algorithm = self._chain.image.algorithm
         self.files = self._chain.files
@@ -41,6 +42,7 @@ class StreamOrigin(AbstractContextManager["StreamOrigin"]):
     """An image from a pipe as a restore sees it: frames come once."""
 
     path = None
+    parents = ()
     files = (Path("/proc/self/fd/0"),)
     """Where the image may lie, for whoever must not overwrite it."""
 

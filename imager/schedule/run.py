@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from imager.errors import (
@@ -31,7 +32,7 @@ from imager.schedule.notify import awake
 from imager.schedule.state import LastRun, read_last_run, write_last_run
 from imager.store.capture import StoredCapture, capture_into, disk_folder
 from imager.store.catalog import read_folder
-from imager.store.checking import check_and_record, due_for_check
+from imager.store.checking import check_family, due_for_check, families
 from imager.store.folder import open_store
 from imager.store.prune import PruneReport, prune
 from imager.wording import format_size, printable
@@ -157,10 +158,13 @@ def _check_some(run: _Run, folder: Path, progress: Progress, clock: Clock) -> No
     job, now = run.job, clock()
     if job.check_within is None:
         return
-    images = read_folder(folder).of(printable(platform.node()), job.disk)
+    found = read_folder(folder)
+    groups = families(found, found.of(printable(platform.node()), job.disk))
     within = now - job.check_within.before(now)
-    for image in due_for_check(images, now, within, interval_of(job, now)):
-        verdict, problem = check_and_record(image, clock(), progress)
+    due = due_for_check(groups, now, within, interval_of(job, now))
+    for image, verdict, problem in chain.from_iterable(
+        check_family(family, clock, progress) for family in due
+    ):
         run.checked += 1
         if verdict == "failed":
             run.failures.append(

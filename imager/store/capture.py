@@ -1,7 +1,9 @@
 """Capture into a store: what differs from the newest good image of the same disk, or all of it.
 
-The image that is referred to is looked at once more when the new one has its name. Had it been given
-up meanwhile, the disk is captured again, whole, and the image without a parent is deleted.
+An image that was given up before the new one's head could be seen is not referred to: the one before
+it is tried, and at last the disk is stored whole. What is given up later is kept as long as the new
+image needs it. Whether all of it is there is looked at once more when the new image has its name: had
+a person deleted it, the disk is captured again, whole, and the image without a parent is deleted.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from imager.capture import CaptureOptions, CaptureResult, Preview, capture, preview
+from imager.capture import CaptureOptions, CaptureResult, capture
 from imager.disk.source import SourceDevice
 from imager.errors import ImageError, ReadFailedError, RefusedError, WriteFailedError
 from imager.extents import Extents
 from imager.image.sink import MIN_PART
 from imager.pipeline import Progress, no_progress
+from imager.preview import Preview, preview
 from imager.store import actions
 from imager.store.catalog import (
     DiskFolder,
@@ -104,7 +107,7 @@ def capture_into(
                 continue
             if not done.result.parent_problem:
                 return done
-            # It was given up while we wrote: what we wrote cannot be read any more.
+            # Somebody deleted it while we wrote: what we wrote cannot be read any more.
             why_full = done.result.parent_problem
             whole = _capture(folder, source, options, now, None, why_full, progress)
             _remove(done.image)
@@ -121,13 +124,20 @@ def preview_into(
     max_chain: int = MAX_CHAIN,
     progress: Progress = no_progress,
 ) -> tuple[Preview, str]:
-    """What a full image would hold, and in words what `capture_into` would make of it."""
+    """What `capture_into` would store, and in words what would become of it."""
     disk = _look_at(source, options)
     folder = disk_folder(store, platform.node(), disk.key)
     found = read_folder(folder) if folder.is_dir() else DiskFolder(folder, (), ())
     bases, why_full = _choose(found, disk, options, full, max_chain)
-    what = f"incremental, against {bases[0].image.files.path}" if bases else f"full: {why_full}"
-    return preview(source, options, progress), f"{folder}: {what}"
+    for base in bases:
+        based = replace(options, parent=base.image.files.opened_as, distrusted=base.distrusted)
+        try:
+            expected = preview(source, based, progress)
+        except ImageError as error:
+            why_full = str(error)
+            continue
+        return expected, f"{folder}: incremental, against {base.image.files.path}"
+    return preview(source, options, progress), f"{folder}: full: {why_full}"
 
 
 def _look_at(source: str | Path, options: CaptureOptions) -> _Disk:

@@ -159,14 +159,29 @@ def read_store(store: Store) -> tuple[DiskFolder, ...]:
 
 
 def read_folder(path: Path) -> DiskFolder:
-    """Everything in one disk's folder."""
+    """Everything in one disk's folder.
+
+    An image that gets another name meanwhile is not missed: the folder is read again until its
+    names are the same before and after. ReadFailedError where it never comes to rest.
+    """
+    listed = find_images(path)
+    for _ in range(_LOOKS):
+        folder = _read(path, listed)
+        before, listed = listed, find_images(path)
+        if listed == before:
+            return folder
+    raise ReadFailedError(f"{path}: its files change their names faster than they can be read")
+
+
+_LOOKS = 20
+
+
+def _read(path: Path, listed: Iterable[ImageFiles]) -> DiskFolder:
     images: list[StoredImage] = []
     unreadable: list[Unreadable] = []
-    for files in find_images(path):
+    for files in listed:
         try:
             images.append(read_image(files))
-        except FileNotFoundError:
-            continue  # it has just been renamed or deleted
         except (ImageError, ReadFailedError, OSError) as error:
             unreadable.append(Unreadable(files, str(error)))
     images.sort(key=lambda image: (image.created, len(image.name), image.name), reverse=True)

@@ -4,11 +4,12 @@ Why it is safe at every step, on any file system and without a lock that works:
 
 1. An image is given up by its new name and the guard, nothing else; its content stays as it is.
 2. Only after the grace time does anything that lies in it go, and only after every image in the
-   folder, those being written included, was looked at again. Whoever was still within the grace
-   time counts as kept.
-3. A capture names its parent in the head with which its `.partial` begins. If that came too late
-   for the look, the guard was there before; the capture sees it when it looks at its parent once
-   more after its end, and stores whole what it borrowed.
+   folder, those being written included, was looked at again: `read_folder` misses none that gets
+   another name meanwhile. Whoever was still within the grace time counts as kept.
+3. A capture names its parents in the head with which its `.partial` begins, and only then looks
+   whether they were given up. If one was, it lets go of it and leaves nothing behind. If none was,
+   its head was there before any guard: every prune that takes something of them sees it first. So
+   an image that gets its name can be read, even if the capture is killed at that very moment.
 4. What remains needed, and each image's structure, is never touched.
 
 A crash leaves an image that is good, or one that was already given up and that the next prune takes
