@@ -13,6 +13,7 @@ from imager.rescue.endings import restart_or_switch_off, save_log
 from imager.rescue.hardware import firmware, report
 from imager.rescue.journal import JOB_RESULT, Journal
 from imager.rescue.keyboard import choose_keyboard
+from imager.rescue.mount_places import clear_leftovers
 from imager.rescue.network_flow import ShareFlow
 from imager.rescue.restore_flow import RestoreFlow
 from imager.rescue.screen import Choice, Screen, TerminalGoneError
@@ -40,6 +41,7 @@ _MENU = (
 def open_session(screen: Screen, machine: Machine) -> Session:
     """A session with the answers of last time."""
     session = Session(screen, machine, Journal(machine.state / "rescue.log", machine.clock))
+    session.journal.note(*clear_leftovers(machine.state))
     session.recall()
     session.journal.note(f"the rescue program was started; {firmware(machine)}")
     return session

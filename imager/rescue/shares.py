@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imager.disk import programs
 from imager.errors import ReadFailedError, UsageError
+from imager.rescue.mount_places import mount_place
 from imager.wording import printable
 
 SECONDS = 60
@@ -78,18 +78,13 @@ def mounted_share(share: Share, state: Path, write: bool = False) -> Iterator[Pa
 
     Raises ReadFailedError with what the server or the program said.
     """
-    state.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="share-", dir=state))
-    try:
+    with mount_place(state, "share") as place:
         _mount(share, place, state, write)
         try:
             yield place
         finally:
             if programs.run("umount", "util-linux", "--", str(place)).returncode:
                 programs.run("umount", "util-linux", "--lazy", "--", str(place))
-    finally:
-        with suppress(OSError):
-            place.rmdir()
 
 
 def host_keys(share: Share) -> tuple[str, tuple[str, ...]]:

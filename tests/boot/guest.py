@@ -26,6 +26,7 @@ SIZE = 640 * MIB
 """Of the disk, bytes."""
 SECONDS = 150
 """A boot that takes longer has failed."""
+_KEPT = 2
 _SECTOR = 512
 _TABLE = "label: gpt\nsize=1MiB,type=21686148-6449-6E6F-744E-656564454649\nsize=34MiB,type=U\n-\n"
 _BIOS_START, _ESP_START = 1 * MIB, 2 * MIB
@@ -128,6 +129,9 @@ def make_guest(cache: Path) -> Path:
         _bootstrap(work, packages)
         _make_disk(work)
         (work / "disk").rename(guest)
+    guests = sorted(guest.parent.glob("guest-*.raw"), key=lambda file: file.stat().st_mtime)
+    for old in guests[:-_KEPT]:
+        old.unlink()
     return guest
 
 
