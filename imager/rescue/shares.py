@@ -22,11 +22,12 @@ from imager.wording import printable
 SECONDS = 60
 """A server that has not answered by then is taken for dead."""
 _HOST = r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[\w.-]{1,253})"
+_PORT = r"(?::(?P<port>\d{1,5}))?"
 _ADDRESSES = (
-    ("smb", re.compile(rf"(?:smb:|cifs:)?//(?:(?P<user>[^@/]+)@)?{_HOST}/(?P<path>.+)", re.A)),
-    ("nfs", re.compile(rf"nfs://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.*)", re.A)),
+    ("smb", re.compile(rf"(?:smb:|cifs:)?//(?:(?P<user>[^@/]+)@)?{_HOST}{_PORT}/(?P<path>.+)", re.A)),
+    ("nfs", re.compile(rf"nfs://{_HOST}{_PORT}(?P<path>/.*)", re.A)),
     ("ssh", re.compile(
-        rf"(?:ssh|sftp)://(?:(?P<user>[^@/]+)@)?{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.*)?",
+        rf"(?:ssh|sftp)://(?:(?P<user>[^@/]+)@)?{_HOST}{_PORT}(?P<path>/.*)?",
         re.A,
     )),
     ("nfs", re.compile(rf"{_HOST}:(?P<path>/(?!/).*)", re.A)),
