@@ -39,10 +39,9 @@ _MENU = (
 
 
 def open_session(screen: Screen, machine: Machine) -> Session:
-    """A session with the answers of last time."""
+    """A session at `screen`; what a killed program left mounted is cleared."""
     session = Session(screen, machine, Journal(machine.state / "rescue.log", machine.clock))
     session.journal.note(*clear_leftovers(machine.state))
-    session.recall()
     session.journal.note(f"the rescue program was started; {firmware(machine)}")
     return session
 
