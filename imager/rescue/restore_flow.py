@@ -218,9 +218,8 @@ class RestoreFlow:
     def _salvage_onto_target(self) -> bool:
         """Once more onto the same disk, now with what is intact of the image; whether to go on."""
         session, plan = self._session, self._plan()
-        if not self._agrees("", plan.layout):
-            return False
         try:
+            # A disk that was unplugged meanwhile looks like damage, too.
             with self._opened("looking at the disk") as origin:
                 new = plan_restore(origin, plan.target.path, _SALVAGE)
         except ImagerError as error:
@@ -228,7 +227,7 @@ class RestoreFlow:
             return False
         assert self._target is not None
         self._options, self._target = _SALVAGE, replace(self._target, plan=new)
-        return True
+        return self._agrees("", plan.layout)
 
     def _agrees(self, known: str, layout: DiskLayout) -> bool:
         """Whether the person wants what is left, after reading what is lost."""
