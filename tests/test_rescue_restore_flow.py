@@ -237,6 +237,7 @@ def test_a_damaged_image_is_restored_only_to_salvage_it(
         ("verdict: failed", "menu"),
     )
     assert "damaged parts of the image are passed over" in screen.boxes[-3]
+    assert "What is intact of the image is put onto it" in screen.boxes[-2]
     whole = {2: "ext2", 4: "ext4"}
     wanted = {key: small.facts[key] for key in ("table", *whole)}
     assert disk_facts(dead.new, whole, tmp_path) == wanted

@@ -38,6 +38,11 @@ _HALF_WRITTEN = (
 )
 _WHOLE = RestoreOptions()
 _SALVAGE = RestoreOptions(salvage=True)
+_THEN = {
+    False: "First the whole image is verified; if it is damaged, the disk stays as it is.",
+    True: "What is intact of the image is put onto it; the system may not start.",
+}
+"""What a restore does then, by whether it salvages."""
 _SALVAGE_MEANS = (
     "Is there an older image, or a copy of this one? It may be whole: choose that.\n\n"
     "Otherwise what is intact can be put onto a disk. Where something is missing the disk keeps what "
@@ -141,8 +146,8 @@ class RestoreFlow:
         answer = self._session.screen.ask(
             "The last question",
             f"{plan.target.describe()}\n\n"
-            "Everything on this disk will be lost. First the whole image is verified; if it is "
-            f"damaged, the disk stays as it is.\n\nType  {name}  to begin.",
+            f"Everything on this disk will be lost. {_THEN[self._options.salvage]}\n\n"
+            f"Type  {name}  to begin.",
         )
         if answer is None:
             return False
