@@ -48,12 +48,14 @@ bootmedia: setup
 	mkdir -p dist
 	$(VENV)/bin/imager bootmedia build --output dist
 
-# Two builds, bases included, that must be the same to the bit; minutes.
+# Builds, bases included, that must be the same to the bit, the last by the first one's manifest; minutes.
 reproduce: setup
 	mkdir -p dist
 	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/one.iso
 	$(VENV)/bin/imager bootmedia build --variant ci --refresh --output dist/two.iso
 	cmp dist/one.iso dist/two.iso
+	$(VENV)/bin/imager bootmedia build --variant ci --refresh --manifest dist/one.iso.manifest --output dist/three.iso
+	cmp dist/one.iso dist/three.iso
 
 # The manual page is made from the parser itself; a test compares them.
 man: setup

@@ -30,6 +30,8 @@ _LEFT_OUT = (
     "/usr/lib/x86_64-linux-gnu/libicudata*",
 )
 """Files of packages that are not unpacked; libicudata serves xfs_scrub alone."""
+KEPT = 4
+"""Bases of a variant that stay in the cache: an older recipe's, another mode's, a pinned one's."""
 _COPYRIGHT = "/usr/share/doc/*/copyright"
 _COMPRESSION = {
     "ci": ("-comp", "zstd", "-Xcompression-level", "6", "-b", "256K"),
@@ -75,7 +77,9 @@ def prepare_base(
     folder = cache / "bases" / f"{recipe.variant}-{key}"
     with _locked(cache):
         if folder.exists() and not refresh:
+            folder.touch()
             return Base(folder, made_now=False)
+        forget_old(folder.parent, recipe.variant, KEPT - 1)
         with tempfile.TemporaryDirectory(prefix="making-", dir=folder.parent) as made:
             work = Path(made)
             _bootstrap(recipe, work, cache, mode, epoch, pinned)
@@ -85,6 +89,16 @@ def prepare_base(
             work.rename(folder)
             work.mkdir()
     return Base(folder, made_now=True)
+
+
+def forget_old(bases: Path, variant: str, kept: int) -> None:
+    """Remove the bases of a variant but for those used last, and what builds cut short have left.
+
+    Only while the cache is held.
+    """
+    used = sorted(bases.glob(f"{variant}-*"), key=lambda folder: folder.stat().st_mtime)
+    for folder in (*used[: max(0, len(used) - kept)], *bases.glob("making-*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,12 @@ def _take_python(base_layer: Path, into: Path) -> None:
             ),
             "taking Python from the base system",
         )
-        place.rename(into)
+        try:
+            place.rename(into)
+        except OSError:
+            # Another build may have been faster.
+            if not into.exists():
+                raise
 
 
 def write_layer(nodes: list[Node], output: Path, epoch: int) -> None:

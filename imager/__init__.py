@@ -10,15 +10,22 @@
 Nothing here prints; progress goes to a callback; every foreseen failure is an `ImagerError`.
 """
 
-from imager.capture import CaptureOptions, CaptureResult, capture
-from imager.check import CheckResult, check
-from imager.diff import DiffResult, diff
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from imager.errors import ImagerError
-from imager.export import ExportFormat, ExportResult, export
-from imager.image.origin import FileOrigin as open_image
-from imager.preview import Preview, preview
-from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from imager.capture import CaptureOptions, CaptureResult, capture
+    from imager.check import CheckResult, check
+    from imager.diff import DiffResult, diff
+    from imager.export import ExportFormat, ExportResult, export
+    from imager.image.origin import FileOrigin as open_image
+    from imager.preview import Preview, preview
+    from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 
 __all__ = [
     "CaptureOptions",
@@ -42,3 +49,31 @@ __all__ = [
     "preview",
     "restore",
 ]
+
+_HOMES = {
+    "capture": ("CaptureOptions", "CaptureResult", "capture"),
+    "check": ("CheckResult", "check"),
+    "diff": ("DiffResult", "diff"),
+    "export": ("ExportFormat", "ExportResult", "export"),
+    "preview": ("Preview", "preview"),
+    "restore": ("RestoreOptions", "RestorePlan", "RestoreResult", "plan_restore", "restore"),
+}
+_PLACES = {name: (f"imager.{home}", name) for home, names in _HOMES.items() for name in names}
+_PLACES["open_image"] = ("imager.image.origin", "FileOrigin")
+
+
+class _Api(ModuleType):
+    """Imports what is asked for when it is asked for: each command would pay for all verbs otherwise.
+
+    A function `__getattr__` would not do: the verbs' modules have their names, and once imported would
+    stand for them.
+    """
+
+    def __getattribute__(self, name: str) -> object:
+        place = _PLACES.get(name)
+        if place is None:
+            return super().__getattribute__(name)
+        return getattr(import_module(place[0]), place[1])
+
+
+sys.modules[__name__].__class__ = _Api

@@ -38,6 +38,19 @@ BATCH_BYTES = 8 << 20
 """Decoded bytes of such frames, but for one frame at least."""
 
 
+class DamagedError(ImageError):
+    """An image has lost what a restore needs."""
+
+    def __init__(self, path: Path, problem: str, lost: Extents) -> None:
+        """Of the image at `path`; `lost` are ranges of the imaged disk."""
+        super().__init__(
+            f"{path} is damaged ({problem}): {len(lost)} ranges of the disk, {lost.total} bytes, "
+            "cannot be restored; nothing was written "
+            "(imager check lists them, --salvage restores the rest)"
+        )
+        self.lost = lost
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """What a check found."""
@@ -66,13 +79,14 @@ class CheckResult:
         return "degraded" if self.unreadable else "ok"
 
     def require_restorable(self) -> None:
-        """ImageError where anything that a restore needs is lost."""
+        """DamagedError where anything that a restore needs is lost."""
         if self.lost:
-            raise ImageError(
-                f"{self.path} is damaged ({self.problems[0].message}): {len(self.lost)} ranges of the disk, "
-                f"{self.lost.total} bytes, cannot be restored; nothing was written "
-                "(imager check lists them, --salvage restores the rest)"
-            )
+            raise DamagedError(self.path, self.problems[0].message, self.lost)
+
+    def require_anything(self, size: int) -> None:
+        """ImageError where nothing is left of the `size` bytes that a restore would bring back."""
+        if self.lost.total >= size:
+            raise ImageError(f"{self.path} is damaged: nothing can be restored from it")
 
     def require_good(self) -> None:
         """The error that fits the verdict, unless it is `ok` or `degraded`."""

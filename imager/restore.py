@@ -144,7 +144,8 @@ def restore(
     `before_writing` is called once all that is verified first has been, and the target is still as
     it was; what it raises ends the restore there.
 
-    Raises ImageError before anything is written if the image is damaged (unless to be salvaged),
+    Raises ImageError before anything is written if the image is damaged (to be salvaged: if nothing
+    of it is left),
     WriteFailedError where the target fails, VerifyError where it reads back something else. After
     an error once writing has begun, the target has no partition table.
     """
@@ -158,7 +159,9 @@ def restore(
             within=plan.span,
             parents=origin.parents,
         )
-        if not options.salvage:
+        if options.salvage:
+            checked.require_anything(plan.size)
+        else:
             checked.require_restorable()
     notes: list[str] = []
     with _open_target(plan) as target:

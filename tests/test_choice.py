@@ -13,7 +13,7 @@ from imager.disk.identity import Identity
 from imager.disk.inventory import Contents, Disk
 from imager.errors import RefusedError
 from imager.rescue.choice import choose_target, is_blank, newest, with_label
-from imager.rescue.finder import FoundImage
+from imager.rescue.found_image import FoundImage
 from imager.rescue.kernel_line import TargetChoice
 from imager.rescue.media import MediaVolume
 

@@ -194,6 +194,17 @@ def test_what_is_no_disk_is_left_out(tmp_path: Path) -> None:
     assert not detached & {disk.identity.name for disk in list_disks()}
 
 
+def test_layers_of_a_live_system_are_no_disks(tmp_path: Path) -> None:
+    fake = FakeSystem(tmp_path)
+    fake.add_disk("sda", os.makedev(240, 0))
+    for number, read_only in ((900, 1), (901, 1), (902, 0)):
+        directory = fake.add_disk(f"loop{number}", os.makedev(7, number))
+        (directory / "ro").write_text(f"{read_only}\n")
+    live = fake.mount_line("loop900", "/run/live/rootfs/00-base", "ro")
+    fake.add_process("self", [live, fake.mount_line("loop902", "/")])
+    assert [disk.identity.name for disk in list_disks(fake.system)] == ["loop901", "loop902", "sda"]
+
+
 def test_volumes_on_top_count_as_the_partitions(tmp_path: Path) -> None:
     fake = FakeSystem(tmp_path)
     fake.add_disk("sda", os.makedev(240, 0))

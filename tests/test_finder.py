@@ -12,8 +12,9 @@ import pytest
 
 from imager.errors import ImageError, RefusedError
 from imager.image.opening import expired_opening
-from imager.rescue import finder
-from imager.rescue.finder import FoundImage, FoundImages, find_images, open_found, place_of
+from imager.rescue import finder, found_image
+from imager.rescue.finder import FoundImages, find_images
+from imager.rescue.found_image import FoundImage, open_found, place_of
 from imager.rescue.media import folder_volume
 from imager.restore import RestoreOptions, plan_restore
 from tests.command import imager, info
@@ -98,6 +99,26 @@ def test_an_image_that_was_given_up_is_not_offered(small: Small, tmp_path: Path)
     assert only(look(tmp_path)).verdict == "ok"  # its guard was not written yet: it is whole
     put(given_up, 0, expired_opening(datetime.datetime.now(datetime.UTC)))
     assert look(tmp_path) == FoundImages((), ())
+
+
+def test_an_increment_without_its_parent(tmp_path: Path) -> None:
+    """Its parent may be called anything, be given up or lie in parts; it must be in the same folder."""
+    nights = GOLDEN.with_name("1.1")
+    (tmp_path / "images").mkdir()
+    for name in ("night", "second"):
+        shutil.copy(nights / name, tmp_path / f"images/{name}.img")
+    found = {image.path.name: image for image in look(tmp_path).images}
+    for image in found.values():
+        assert image.verdict == "orphaned"
+        assert "is missing: it is not in images" in image.note and "parent image" in image.note
+    shutil.copy(nights / "parent", tmp_path / "parent.img")
+    assert {image.verdict for image in look(tmp_path).images} == {"ok", "orphaned"}
+    (tmp_path / "parent.img").rename(tmp_path / "images/x.img.expired")
+    put(tmp_path / "images/x.img.expired", 0, expired_opening(datetime.datetime.now(datetime.UTC)))
+    (tmp_path / "images/night.img").unlink()
+    assert {image.verdict for image in look(tmp_path).images} == {"orphaned"}
+    shutil.copy(nights / "night", tmp_path / "images/other.img")
+    assert [image.verdict for image in look(tmp_path).images] == ["ok", "ok"]
 
 
 def test_degraded_capture(tmp_path: Path) -> None:
@@ -198,7 +219,7 @@ def test_time_ends_the_search(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["2026-13-01", "yesterday", "2026-01-01T00:00:00", 5, None])
 def test_dates_that_make_no_sense(value: object) -> None:
-    assert finder._created(value) is None
+    assert found_image._created(value) is None
 
 
 def test_newest_first(small: Small, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_answers_are_not_followed_elsewhere(tmp_path: Path) -> None:
         ("//nas/backup/pc", Share("smb", "nas", "backup/pc")),
         (r"\\nas\backup", Share("smb", "nas", "backup")),
         ("smb://anna@10.0.0.7/b", Share("smb", "10.0.0.7", "b", user="anna")),
+        ("smb://nas:4450/b/pc", Share("smb", "nas", "b/pc", 4450)),
         ("nfs://nas/srv/images", Share("nfs", "nas", "/srv/images")),
         ("nas:/srv/images", Share("nfs", "nas", "/srv/images")),
         ("ssh://anna@nas:2222/srv", Share("ssh", "nas", "/srv", 2222, "anna")),

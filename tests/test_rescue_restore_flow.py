@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from imager.capture import CaptureOptions, capture
 from imager.rescue import work
 from imager.rescue.lock import working
 from imager.rescue.restore_flow import RestoreFlow
 from tests.comparing import digest, disk_facts
+from tests.disks import MIB, put
 from tests.loop import run
 from tests.rescue_lab import HOST, Lab, lab, mounts_left
 from tests.scripted_screen import ScriptedScreen
-from tests.small_disk import SMALL_KINDS, Small
+from tests.small_disk import SMALL_KINDS, SMALL_SIZE, Small
 
 
 @pytest.fixture
@@ -169,13 +171,76 @@ def test_another_disk_under_the_same_name(dead: Lab) -> None:
     assert "Nothing was written." in screen.boxes[-2]
 
 
-def test_an_unfinished_image_is_not_taken(dead: Lab) -> None:
-    flow(
+def test_an_unfinished_image_is_only_salvaged(dead: Lab, small: Small) -> None:
+    """What it holds is put onto the disk; the rest of the disk stays."""
+    name = dead.new.path.name
+    before = dead.new.path.read_bytes()
+    with dead.data() as place:
+        (place / f"images/{HOST}.img").unlink()
+        cut = place / "images/unfinished.img.partial"
+        cut.unlink()
+        whole = place / "whole"
+        capture(dead.old.path, whole, CaptureOptions(host=HOST, chunk_size=65536))
+        cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+        whole.unlink()
+    screen = flow(
         dead,
-        ("Which image", "2"),
-        "This image cannot be used",
-        ("Which image", None),
+        ("Which image", "1"),
+        ("The image is damaged", False),
+        "Which image",
+        ("The image is damaged", True),
+        ("Onto which disk", name),
+        ("The plan", True),
+        ("The last question", name),
+        ("verdict: failed", "menu"),
     )
+    assert "its capture was interrupted" in screen.boxes[1]
+    assert "damaged parts of the image are passed over" in screen.boxes[5]
+    assert "What was intact of the image is on the disk" in screen.last
+    after, source = dead.new.path.read_bytes(), small.disk.read_bytes()
+    assert after[:1_000_000] == source[:1_000_000]
+    assert any(after[at : at + MIB] == before[at : at + MIB] for at in range(0, SMALL_SIZE, MIB))
+
+
+def test_an_image_of_which_nothing_is_left(dead: Lab) -> None:
+    before = digest(dead.new.path)
+    screen = flow(dead, ("Which image", "2"), "nothing can be restored", ("Which image", None))
+    assert "Nothing was written." in screen.boxes[1]
+    assert digest(dead.new.path) == before
+
+
+def test_a_damaged_image_is_restored_only_to_salvage_it(
+    dead: Lab, small: Small, tmp_path: Path
+) -> None:
+    name = dead.new.path.name
+    before = digest(dead.new.path)
+    with dead.data() as place:
+        put(place / f"images/{HOST}.img", 3_000_000, b"damage")
+    steps: tuple[tuple[str, object] | str, ...] = (
+        "Which image",
+        ("Onto which disk", name),
+        ("The plan", True),
+        ("The last question", name),
+    )
+    screen = flow(dead, *steps, ("The image is damaged", None), ("Which image", None))
+    assert re.search(r"1\.0 MB of 126 MB cannot be .*; this hits partition 1 ", screen.boxes[4])
+    assert "Nothing was written." in screen.boxes[4]
+    assert digest(dead.new.path) == before
+    screen = flow(
+        dead,
+        *steps,
+        ("The image is damaged", True),
+        ("The plan", None),
+        ("The image is damaged", True),
+        ("The plan", True),
+        ("The last question", name),
+        ("verdict: failed", "menu"),
+    )
+    assert "damaged parts of the image are passed over" in screen.boxes[-3]
+    assert "What is intact of the image is put onto it" in screen.boxes[-2]
+    whole = {2: "ext2", 4: "ext4"}
+    wanted = {key: small.facts[key] for key in ("table", *whole)}
+    assert disk_facts(dead.new, whole, tmp_path) == wanted
 
 
 def test_an_image_that_has_gone(dead: Lab) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imager.errors import ReadFailedError, UsageError
-from imager.rescue.finder import open_found
+from imager.rescue.found_image import open_found
 from imager.rescue.image_list import on_share, search
 from imager.rescue.shares import Share, host_keys, known_hosts, mounted_share, parse_share
 from tests.rescue_lab import HOST, Lab, lab

@@ -81,7 +81,8 @@ class Disk:
 
 
 def list_disks(system: System | None = None) -> tuple[Disk, ...]:
-    """The disks with a medium in them; without CD drives, RAM disks and unattached loop devices.
+    """The disks with a medium in them; without CD drives, RAM disks, unattached loop devices and those
+    that a live system consists of.
 
     An ordinary user gets what the kernel and udev tell him; the rest is None. Raises
     MissingToolError without lsblk.
@@ -102,8 +103,14 @@ def contents_of(device: str, system: System) -> Contents:
 
 def _is_shown(name: str, system: System) -> bool:
     tree = system.tree
-    hidden = tree.attribute(name, "hidden") == "1"
+    hidden = tree.attribute(name, "hidden") == "1" or _is_layer(name, system)
     return not name.startswith(_NOT_DISKS) and not hidden and tree.size(name) > 0
+
+
+def _is_layer(name: str, system: System) -> bool:
+    """Whether a live system runs from it: a file of its medium, which is no disk to a person."""
+    read_only = system.tree.attribute(name, "ro") == "1"
+    return name.startswith("loop") and read_only and system.system_use(name) is not None
 
 
 def _disk(name: str, facts: dict[str, Facts], system: System) -> Disk:

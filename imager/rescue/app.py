@@ -7,14 +7,11 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
-from imager.rescue.capture_flow import CaptureFlow
-from imager.rescue.check_flow import check_images
 from imager.rescue.endings import restart_or_switch_off, save_log
 from imager.rescue.hardware import firmware, report
 from imager.rescue.journal import JOB_RESULT, Journal
 from imager.rescue.keyboard import choose_keyboard
-from imager.rescue.network_flow import ShareFlow
-from imager.rescue.restore_flow import RestoreFlow
+from imager.rescue.mount_places import clear_leftovers
 from imager.rescue.screen import Choice, Screen, TerminalGoneError
 from imager.rescue.session import Machine, Session
 from imager.rescue.work import foreseen
@@ -38,25 +35,25 @@ _MENU = (
 
 
 def open_session(screen: Screen, machine: Machine) -> Session:
-    """A session with the answers of last time."""
+    """A session at `screen`; what a killed program left mounted is cleared."""
     session = Session(screen, machine, Journal(machine.state / "rescue.log", machine.clock))
-    session.recall()
+    session.journal.note(*clear_leftovers(machine.state))
     session.journal.note(f"the rescue program was started; {firmware(machine)}")
     return session
 
 
 def run(session: Session, leave: bool = False) -> None:
     """The menu, until the person leaves it; on the medium there is nowhere to leave to."""
-    actions: dict[str, Callable[[], None]] = {
-        "restore": lambda: RestoreFlow(session).run(),
-        "save": lambda: CaptureFlow(session).run(),
-        "check": lambda: check_images(session),
-        "share": lambda: ShareFlow(session).run(),
-        "keys": lambda: choose_keyboard(session),
-        "report": lambda: _report(session),
-        "log": lambda: _log(session),
-        "shell": lambda: _shell(session),
-        "end": lambda: restart_or_switch_off(session),
+    actions: dict[str, Callable[[Session], None]] = {
+        "restore": _restore,
+        "save": _save,
+        "check": _check,
+        "share": _share,
+        "keys": choose_keyboard,
+        "report": _report,
+        "log": _log,
+        "shell": _shell,
+        "end": restart_or_switch_off,
     }
     _tell_of_job(session)
     chosen: str | None = "restore"
@@ -69,7 +66,7 @@ def run(session: Session, leave: bool = False) -> None:
             chosen = last
             continue
         try:
-            actions[chosen]()
+            actions[chosen](session)
         except TerminalGoneError:
             raise
         except Exception as error:
@@ -81,6 +78,33 @@ def _tell_of_job(session: Session) -> None:
     with suppress(OSError):
         text = (session.machine.state / JOB_RESULT).read_text("utf-8", "replace")
         session.screen.show("The job on the kernel line", text)
+
+
+# The menu is there before the verbs: on a slow machine their import takes seconds.
+
+
+def _restore(session: Session) -> None:
+    from imager.rescue.restore_flow import RestoreFlow
+
+    RestoreFlow(session).run()
+
+
+def _save(session: Session) -> None:
+    from imager.rescue.capture_flow import CaptureFlow
+
+    CaptureFlow(session).run()
+
+
+def _check(session: Session) -> None:
+    from imager.rescue.check_flow import check_images
+
+    check_images(session)
+
+
+def _share(session: Session) -> None:
+    from imager.rescue.network_flow import ShareFlow
+
+    ShareFlow(session).run()
 
 
 def _report(session: Session) -> None:

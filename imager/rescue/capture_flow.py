@@ -6,9 +6,10 @@ The disk is only read. Where it is dying, reading goes on past what cannot be re
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from imager.capture import CaptureOptions, CaptureResult, capture
+from imager.capture import CaptureOptions, CaptureResult, capture, preview
 from imager.disk.inventory import Disk
 from imager.errors import ImagerError, ReadFailedError, RefusedError, WriteFailedError
 from imager.image.sink import MAX_PART
@@ -16,11 +17,12 @@ from imager.pipeline import Progress
 from imager.rescue.hardware import Health, smart_health
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume
-from imager.rescue.places import choose_volume, mounted_to_write
+from imager.rescue.places import choose_volume, free_bytes, mounted_to_write
 from imager.rescue.screen import Choice, walk
 from imager.rescue.session import Session
 from imager.rescue.targets import describe_contents
-from imager.rescue.work import run_work
+from imager.rescue.work import BrokenOffError, run_work
+from imager.wording import format_size
 from imager.words.capture import result_lines
 
 TITLE = "Save this machine's disk"
@@ -35,6 +37,10 @@ class _Wish:
     past_errors: bool = False
     """Go on past what cannot be read."""
     volume: MediaVolume | None = None
+    needed: int | None = None
+    """About how large the image will be, bytes; None where that is not known."""
+    free: int | None = None
+    """Bytes on `volume`; None where that is not known."""
     name: str = ""
     file: str = ""
 
@@ -48,7 +54,7 @@ class CaptureFlow:
 
     def run(self) -> None:
         """From the choice of the disk to its image."""
-        steps = (self._choose_disk, self._choose_place, self._choose_name)
+        steps = (self._choose_disk, self._choose_place, self._see_room, self._choose_name)
         while walk(*steps, self._see_plan):
             if self._carry_out(CaptureOptions(continue_on_read_error=self._wish.past_errors)):
                 return
@@ -72,7 +78,7 @@ class CaptureFlow:
             )
             if chosen is None:
                 return False
-            self._wish.disk = disks[names.index(chosen)]
+            self._wish.disk, self._wish.needed = disks[names.index(chosen)], None
             if self._take_care(self._wish.disk):
                 return True
 
@@ -101,6 +107,54 @@ class CaptureFlow:
             self._session, TITLE, "Where shall the image go?", self._disk().identity.name
         )
         return self._wish.volume is not None
+
+    def _see_room(self) -> bool | None:
+        """Whether to go on where there seems to be too little room; nothing is asked otherwise."""
+        session, wish = self._session, self._wish
+        session.screen.notice(TITLE, "Looking how much room there is ...")
+        try:
+            wish.free = free_bytes(session, self._volume())
+        except (ImagerError, OSError):
+            wish.free = None  # writing to it will tell
+        if wish.needed is None and not self._estimate():
+            return False
+        if wish.needed is None or wish.free is None or wish.needed <= wish.free:
+            return None
+        return session.screen.confirm(
+            "There is too little room",
+            f"The image will have about {format_size(wish.needed)}, and {format_size(wish.free)} are "
+            f"free on {self._volume().title}.\n\nChoose another place, or attach another disk. If "
+            "the image does not fit after all, what was saved until then is kept as an unfinished "
+            "image.",
+            yes="Try it",
+            no="Back",
+            careful=True,
+        )
+
+    def _estimate(self) -> bool:
+        """Find out about how large the image will be; False where the person broke it off.
+
+        Not of a disk that is dying, which has to be read once more for it, nor where that fails: the
+        capture itself says why.
+        """
+        if self._wish.health is not None and self._wish.health.is_bad:
+            return True
+        disk = self._disk().identity
+
+        def look(progress: Progress) -> int:
+            with working(self._session.lock, self._session.words(f"looking at {disk.name}")):
+                return preview(disk.path, progress=progress).expected_size
+
+        try:
+            self._wish.needed = run_work(
+                self._session.screen, f"How large will the image of {disk.name} be?", look,
+                "Break off? Nothing was saved yet.",
+            )  # fmt: skip
+        except BrokenOffError:
+            return False
+        except ImagerError as error:
+            self._session.journal.note(f"the image's size is not known: {error}")
+        return True
 
     def _choose_name(self) -> bool:
         session = self._session
@@ -132,6 +186,7 @@ class CaptureFlow:
             f"        {wish.health.words if wish.health else _PATIENT}",
             f"Image   images/{wish.file}",
             f"        on {volume.describe()}",
+            *self._room_lines(),
             "",
             "The disk is only read. The image is checked when it is complete.",
             f"What cannot be read is {past}.",
@@ -139,6 +194,12 @@ class CaptureFlow:
         return bool(
             self._session.screen.confirm("The plan", "\n".join(lines), yes="Go on", no="Back")
         )
+
+    def _room_lines(self) -> Iterator[str]:
+        needed, free = self._wish.needed, self._wish.free
+        if free is not None:
+            about = f"about {format_size(needed)} are needed, " if needed is not None else ""
+            yield f"        {about}{format_size(free)} are free there"
 
     def _carry_out(self, options: CaptureOptions) -> bool:
         """Whether there is an image at the end; otherwise the person is asked again."""

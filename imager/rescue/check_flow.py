@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from imager.check import CheckResult, check
 from imager.errors import ImagerError
 from imager.pipeline import Progress
-from imager.rescue.finder import open_found
+from imager.rescue.found_image import open_found
+from imager.rescue.image_choice import choose_image
 from imager.rescue.image_list import Findings, Located, name_of, on_share
 from imager.rescue.lock import working
-from imager.rescue.restore_flow import choose_image
 from imager.rescue.session import Session
 from imager.rescue.work import run_work
 from imager.words.check import report_lines

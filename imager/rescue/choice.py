@@ -8,7 +8,7 @@ from imager.disk.identity import is_named
 from imager.disk.inventory import Disk
 from imager.disk.safety import summary
 from imager.errors import ImageError, RefusedError
-from imager.rescue.finder import FoundImage, describe_image
+from imager.rescue.found_image import FoundImage, describe_image
 from imager.rescue.kernel_line import ONLY_DISK, ImageChoice, TargetChoice
 from imager.rescue.media import LIVE_LABEL, MediaVolume, mounted_read_only
 from imager.wording import printable

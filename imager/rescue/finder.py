@@ -7,25 +7,20 @@ nothing stays mounted that a restore might have as its target.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path, PurePosixPath
-from uuid import UUID
 
-from imager.disk.identity import Identity
-from imager.errors import ImageError, ImagerError, RefusedError
+from imager.errors import ImagerError
 from imager.image.format import OPENING_SIZE, Tag
 from imager.image.opening import is_opening
-from imager.image.origin import FileOrigin
-from imager.image.reader import Completeness, ImageReader
 from imager.image.records import record_pattern
 from imager.image.sink import PART_NAME
+from imager.rescue.found_image import GIVEN_UP, FoundImage, describe_image, with_parents
 from imager.rescue.media import MediaVolume, mounted_read_only
 from imager.wording import printable
 
@@ -40,37 +35,10 @@ MAX_SECONDS = 60.0
 _NEAR_ROOT = 1
 """Folders below the root in which a file may be called anything."""
 _LISTED = 3
-_MAX_NAME = 64
 
 Looking = Callable[[MediaVolume], None]
 """Called with each volume before it is looked into."""
 Clock = Callable[[], float]
-
-
-GIVEN_UP = "given up"
-
-
-@dataclass(frozen=True)
-class FoundImage:
-    """An image as it describes itself; what it says is proven only when it is verified."""
-
-    volume: MediaVolume
-    path: PurePosixPath
-    """From the volume's root; for a split image the name that its parts share."""
-    size: int
-    """Bytes of the file, or of all parts."""
-    created: datetime | None
-    host: str | None
-    disk: Identity | None
-    """The imaged disk."""
-    disk_size: int
-    verdict: str
-    """`ok`, `degraded` or, as the image is not complete, `unfinished`; `unreadable`; `given up`
-    by a prune of its store, so that it only serves newer images: never found."""
-    note: str
-    """Why it is not `ok`, as a clause; empty if it is."""
-    uuid: str
-    """As imager info prints it; empty where unreadable."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +57,8 @@ class _Search:
 
     root: Path
     clock: Clock
+    end: float
+    """When it is given up, as the clock has it."""
     foreign: list[str] = field(default_factory=list)
     """Files that are named like images and are none."""
     cut: str = ""
@@ -114,8 +84,8 @@ def find_images(
         looking(volume)
         try:
             with mounted_read_only(volume) as root:
-                search = _Search(root, clock)
-                images += _images(search, volume)
+                search = _Search(root, clock, clock() + MAX_SECONDS)
+                images += _with_parents(search, tuple(_images(search, volume)))
         except ImagerError as error:
             problems.append(str(error))
             continue
@@ -126,46 +96,6 @@ def find_images(
         if search.cut:
             problems.append(f"{volume.title} was not looked through to its end: {search.cut}")
     return FoundImages(tuple(sorted(images, key=_age)), tuple(problems))
-
-
-def describe_image(volume: MediaVolume, root: Path, path: PurePosixPath) -> FoundImage:
-    """What the image at `path` on a volume that is mounted on `root` says of itself."""
-    file = place_of(root, path)
-    try:
-        with ImageReader(file) as image:
-            return _description(volume, path, image)
-    except (ImagerError, OSError) as error:
-        reason = str(error).replace(str(file), path.name).replace(f"{root}/", "")
-        size = _size(file)
-        return FoundImage(
-            *(volume, path, size, None, None, None, 0, "unreadable", printable(reason), "")
-        )
-
-
-@contextlib.contextmanager
-def open_found(image: FoundImage) -> Iterator[FileOrigin]:
-    """The image, to restore from; its volume is mounted (read-only) until the end.
-
-    Raises ReadFailedError where the volume cannot be mounted, ImageError where the image is gone
-    or no longer the one that was found.
-    """
-    with mounted_read_only(image.volume) as root:
-        if describe_image(image.volume, root, image.path).uuid != image.uuid:
-            raise ImageError(f"{image.volume.title}: {image.path} is not the image it was")
-        with FileOrigin(place_of(root, image.path)) as origin:
-            yield origin
-
-
-def place_of(root: Path, path: PurePosixPath) -> Path:
-    """Where `path` of a volume is; RefusedError where its links lead out of the volume."""
-    try:
-        place = (root / str(path).lstrip("/")).resolve()
-        inside = place.is_relative_to(root.resolve())
-    except (OSError, RuntimeError):
-        raise RefusedError(f"{printable(str(path))}: its links lead nowhere") from None
-    if not inside:
-        raise RefusedError(f"{printable(str(path))} leads out of its disk")
-    return place
 
 
 def _images(search: _Search, volume: MediaVolume) -> Iterator[FoundImage]:
@@ -185,14 +115,19 @@ def _images(search: _Search, volume: MediaVolume) -> Iterator[FoundImage]:
         if len(seen) > MAX_IMAGES:
             search.cut = f"it holds more than {MAX_IMAGES} images"
             return
-        found = describe_image(volume, search.root, path)
-        if found.verdict != GIVEN_UP:
-            yield found
+        yield describe_image(volume, search.root, path)
+
+
+def _with_parents(search: _Search, found: tuple[FoundImage, ...]) -> Iterator[FoundImage]:
+    """Those that are to be shown, as orphans where their parents are missing; as time allows."""
+    for image in found:
+        if image.verdict != GIVEN_UP:
+            late = search.clock() > search.end
+            yield image if late else with_parents(image, found, search.root)
 
 
 def _files(search: _Search) -> Iterator[Path]:
     """Files that may be images, those near the root first."""
-    end = search.clock() + MAX_SECONDS
     folders = deque([(search.root, 0)])
     entries = 0
     while folders:
@@ -206,7 +141,7 @@ def _files(search: _Search) -> Iterator[Path]:
             if entries > MAX_ENTRIES:
                 search.cut = f"it holds more than {MAX_ENTRIES} files"
                 return
-            if search.clock() > end:
+            if search.clock() > search.end:
                 search.cut = f"it took longer than {MAX_SECONDS:.0f} seconds"
                 return
             path = folder / name
@@ -245,67 +180,6 @@ def _begins_like_an_image(file: Path) -> bool:
         return False
     head = _RECORD.match(data, OPENING_SIZE) is not None
     return is_opening(data) or head or _RECORD.match(data) is not None
-
-
-def _description(volume: MediaVolume, path: PurePosixPath, image: ImageReader) -> FoundImage:
-    facts = image.head.facts
-    host = facts.get("host")
-    name = host.get("name") if isinstance(host, dict) else None
-    verdict, note = _verdict(image)
-    return FoundImage(
-        volume=volume,
-        path=path,
-        size=image.file.size,
-        created=_created(facts.get("created")),
-        host=printable(name)[:_MAX_NAME] or None if isinstance(name, str) else None,
-        disk=_identity(facts.get("source")),
-        disk_size=image.head.disk_size,
-        verdict=verdict,
-        note=printable(note),
-        uuid=str(UUID(bytes=image.uuid)),
-    )
-
-
-def _verdict(image: ImageReader) -> tuple[str, str]:
-    if image.expired:
-        return GIVEN_UP, "a prune gave it up"
-    if image.completeness is Completeness.UNFINISHED:
-        return "unfinished", "its capture was interrupted"
-    if image.completeness is Completeness.CUT_SHORT:
-        return "unfinished", "it is cut short: its end is missing"
-    problem = next(iter(image.problems), None)
-    if image.manifest is None:
-        return "degraded", "its manifest is damaged: check it before you rely on it"
-    if problem is not None:
-        return "degraded", f"damaged ({problem.message}): check it before you rely on it"
-    if image.manifest.verdict == "degraded":
-        return "degraded", "parts of the disk could not be read when it was captured"
-    return "ok", ""
-
-
-def _created(value: object) -> datetime | None:
-    """The time of capture, with its zone; None where the image does not tell it sensibly."""
-    if not isinstance(value, str):
-        return None
-    try:
-        when = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return when if when.tzinfo is not None else None
-
-
-def _identity(value: object) -> Identity | None:
-    try:
-        return Identity.from_json(value)
-    except ValueError:
-        return None
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
 
 
 def _age(image: FoundImage) -> tuple[bool, float]:

@@ -9,7 +9,8 @@ from datetime import datetime
 
 from imager.disk.inventory import Disk
 from imager.errors import ImagerError
-from imager.rescue.finder import FoundImage, FoundImages, find_images
+from imager.rescue.finder import FoundImages, find_images
+from imager.rescue.found_image import FoundImage
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume, folder_volume
 from imager.rescue.screen import Choice
@@ -22,8 +23,11 @@ VERDICTS = {
     "ok": "ok",
     "degraded": "DEGRADED",
     "unfinished": "UNFINISHED",
+    "orphaned": "NO PARENT",
     "unreadable": "UNREADABLE",
 }
+USABLE = ("ok", "degraded")
+"""Verdicts of images that a disk can be restored from as it was captured."""
 _LISTED = 300
 """Lines of a menu that anybody can still use."""
 

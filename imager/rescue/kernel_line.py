@@ -28,7 +28,7 @@ MAX_ID = 64
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _CONSOLE = re.compile(
-    r"(?P<name>(?:tty|ttyS|ttyUSB|ttyAMA|hvc)\d{1,3})(?:,(?P<speed>\d{3,7})(?:[neo]8?r?)?)?",
+    r"(?P<name>tty[1-9]\d?|(?:ttyS|ttyUSB|ttyAMA|hvc)\d{1,3})(?:,(?P<speed>\d{3,7})(?:[neo]8?r?)?)?",
     re.ASCII,
 )
 _KEYMAP = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", re.ASCII)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from imager.disk.inventory import Contents, Disk, list_disks
 from imager.disk.lsblk import lsblk
 from imager.disk.system import System
 from imager.errors import ReadFailedError, RefusedError, WriteFailedError
+from imager.rescue.mount_places import mount_place
 from imager.wording import format_size, printable
 
 LIVE_MEDIUM = Path("/run/live/medium")
@@ -153,7 +153,7 @@ def mounted_read_only(volume: MediaVolume) -> Iterator[Path]:
         return
     _require_root()
     known = _mount_point(volume)
-    with _mount_directory() as place:
+    with mount_place(STATE, "mount") as place:
         if known is not None:
             failure = _mount("none", f"bind,ro,{_HARMLESS}", known, place)
             if failure:
@@ -196,7 +196,7 @@ def mounted_for_writing(volume: MediaVolume) -> Iterator[Path]:
             raise WriteFailedError(f"{volume.title} is mounted read-only")
         yield known
         return
-    with _mount_directory() as place:
+    with mount_place(STATE, "mount") as place:
         failure = _mount_by_any(_WRITABLE[volume.kind], "rw", Path(volume.path), place)
         if failure:
             raise WriteFailedError(f"{volume.title} cannot be mounted: {failure}")
@@ -264,17 +264,6 @@ def _wait_until_gone(loop: Path) -> None:
     end = time.monotonic() + _PATIENCE
     while backing.exists() and time.monotonic() < end:
         time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def _mount_directory() -> Iterator[Path]:
-    STATE.mkdir(mode=0o755, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="mount-", dir=STATE))
-    try:
-        yield place
-    finally:
-        with contextlib.suppress(OSError):  # still mounted
-            place.rmdir()
 
 
 def _mount(kind: str, options: str, source: Path, place: Path) -> str:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from imager.errors import WriteFailedError
-from imager.rescue.media import MediaVolume, is_writable, mounted_for_writing
+from imager.rescue.media import (
+    MediaVolume,
+    folder_volume,
+    is_writable,
+    mounted_for_writing,
+    mounted_read_only,
+)
 from imager.rescue.screen import Choice
 from imager.rescue.session import Session
 from imager.rescue.shares import Share, mounted_share
@@ -73,6 +79,18 @@ def mounted_to_write(session: Session, volume: MediaVolume) -> Iterator[Path]:
             return
     with mounted_for_writing(volume) as place:
         yield place
+
+
+def free_bytes(session: Session, volume: MediaVolume) -> int:
+    """Room on it for one who is not root; ReadFailedError where it cannot be mounted."""
+    with ExitStack() as stack:
+        for share in session.shares:
+            if share.address == volume.path:
+                volume = folder_volume(
+                    stack.enter_context(mounted_share(share, session.machine.state))
+                )
+        status = os.statvfs(stack.enter_context(mounted_read_only(volume)))
+        return status.f_bavail * status.f_frsize
 
 
 def _share_volume(share: Share) -> MediaVolume:

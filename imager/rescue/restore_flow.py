@@ -5,40 +5,49 @@ Nothing is written before the disk's name has been typed; Escape leads one step 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
+from imager.check import CheckResult, DamagedError, check, layout_of
 from imager.errors import ImagerError, RefusedError
+from imager.extents import Extents
+from imager.image.origin import FileOrigin
+from imager.layout.model import DiskLayout
 from imager.pipeline import Progress
 from imager.rescue.boot import try_the_boot
 from imager.rescue.endings import power, save_log
-from imager.rescue.finder import open_found
-from imager.rescue.image_list import (
-    Findings,
-    Located,
-    choices,
-    name_of,
-    on_share,
-    place_name,
-    search,
-)
+from imager.rescue.found_image import open_found
+from imager.rescue.image_choice import choose_image
+from imager.rescue.image_list import USABLE, Findings, Located, name_of, on_share, place_name
 from imager.rescue.lock import working
 from imager.rescue.screen import Choice, walk
 from imager.rescue.session import Session, without_mounts
 from imager.rescue.targets import Target, describe_contents, preselected, targets
 from imager.rescue.work import BrokenOffError, Meter, run_work
 from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
+from imager.wording import format_size
+from imager.words.layout import volumes_hit
 from imager.words.restore import plan_lines, result_lines
 
 TITLE = "Bring this machine back"
-_AGAIN = "+"
-_PROBLEMS = "?"
 _NOTHING_WRITTEN = "Nothing was written."
 _HALF_WRITTEN = (
     "The disk is half written and has no partition table: it will not start, but nothing else "
     "is hurt. Restore once more onto it, or onto another disk."
 )
-_OPTIONS = RestoreOptions()
+_WHOLE = RestoreOptions()
+_SALVAGE = RestoreOptions(salvage=True)
+_THEN = {
+    False: "First the whole image is verified; if it is damaged, the disk stays as it is.",
+    True: "What is intact of the image is put onto it; the system may not start.",
+}
+"""What a restore does then, by whether it salvages."""
+_SALVAGE_MEANS = (
+    "Is there an older image, or a copy of this one? It may be whole: choose that.\n\n"
+    "Otherwise what is intact can be put onto a disk. Where something is missing the disk keeps what "
+    "is on it now: files there are broken, and the system may not start."
+)
 
 
 @dataclass(frozen=True)
@@ -56,37 +65,53 @@ class RestoreFlow:
         self._image: Located | None = None
         self._targets: tuple[Target, ...] = ()
         self._target: Target | None = None
+        self._options = _WHOLE
+        self._lost = Extents()
+        """What the verification of the image has found missing."""
         self._done: _Done | None = None
 
     def run(self) -> None:
         """From the list of images to a restored disk, as often as the person begins anew."""
+        last_steps = (self._see_plan, self._type_name)
         while self._done is None:
-            steps = (self._choose_image, self._choose_target, self._see_plan, self._type_name)
-            if not walk(*steps):
+            if not walk(self._choose_image, self._choose_target, *last_steps):
                 return
             self._carry_out()
+            if self._lost and walk(self._salvage_onto_target, *last_steps):
+                self._carry_out()
             # What is attached may have changed, above all after a failure.
             self._findings = None
         self._what_now(self._done)
 
     def _choose_image(self) -> bool:
         question = "Which image shall be put onto a disk?"
-        found = choose_image(self._session, TITLE, question, self._findings, self._image)
-        if found is None:
-            return False
-        self._findings, self._image = found
-        return True
+        while True:
+            found = choose_image(
+                self._session, TITLE, question, self._findings, self._image, damaged=True
+            )
+            if found is None:
+                return False
+            self._findings, self._image = found
+            self._options, self._lost = _WHOLE, Extents()
+            if self._image[0].verdict in USABLE or self._salvage_of_list():
+                return True
+
+    @contextmanager
+    def _opened(self, what: str) -> Iterator[FileOrigin]:
+        """The chosen image, while this console is at work at `what`."""
+        session = self._session
+        image, share = self._located()
+        with ExitStack() as stack:
+            stack.enter_context(working(session.lock, session.words(what)))
+            yield stack.enter_context(open_found(on_share(session, image, share, stack)))
 
     def _choose_target(self) -> bool:
         session = self._session
-        image, share = self._located()
+        image, _ = self._located()
         session.screen.notice(TITLE, "Looking which disks can take it ...")
         try:
-            with ExitStack() as stack:
-                stack.enter_context(working(session.lock, session.words("looking at the disks")))
-                place = on_share(session, image, share, stack)
-                with open_found(place) as origin:
-                    self._targets = targets(session.machine.disks(), origin, _OPTIONS)
+            with self._opened("looking at the disks") as origin:
+                self._targets = targets(session.machine.disks(), origin, self._options)
         except ImagerError as error:
             session.fail(error, _NOTHING_WRITTEN)
             self._findings = None
@@ -121,8 +146,8 @@ class RestoreFlow:
         answer = self._session.screen.ask(
             "The last question",
             f"{plan.target.describe()}\n\n"
-            "Everything on this disk will be lost. First the whole image is verified; if it is "
-            f"damaged, the disk stays as it is.\n\nType  {name}  to begin.",
+            f"Everything on this disk will be lost. {_THEN[self._options.salvage]}\n\n"
+            f"Type  {name}  to begin.",
         )
         if answer is None:
             return False
@@ -135,7 +160,8 @@ class RestoreFlow:
 
     def _carry_out(self) -> None:
         session, plan = self._session, self._plan()
-        image, share = self._located()
+        image, _ = self._located()
+        self._lost = Extents()
         session.journal.note(f"restore of {name_of(image)}", *self._plan_lines())
         meter = Meter()
         touched: list[str] = []
@@ -145,12 +171,8 @@ class RestoreFlow:
             touched.append(plan.target.name)
 
         def work(progress: Progress) -> _Done:
-            with ExitStack() as stack:
-                stack.enter_context(
-                    working(session.lock, session.words(f"restoring onto {plan.target.name}"))
-                )
-                origin = stack.enter_context(open_found(on_share(session, image, share, stack)))
-                fresh = plan_restore(origin, plan.target.path, _OPTIONS)
+            with self._opened(f"restoring onto {plan.target.name}") as origin:
+                fresh = plan_restore(origin, plan.target.path, self._options)
                 if fresh.target != plan.target:
                     raise RefusedError(
                         f"{plan.target.name} is another disk now ({fresh.target.describe()}): "
@@ -167,6 +189,10 @@ class RestoreFlow:
                 "and a disk half written does not start.",
                 meter,
             )
+        except DamagedError as error:
+            session.journal.note(f"failed: {without_mounts(str(error))}")
+            self._lost = error.lost
+            return
         except ImagerError as error:
             session.fail(_in_words(error), _HALF_WRITTEN if touched else _NOTHING_WRITTEN)
             return
@@ -174,10 +200,61 @@ class RestoreFlow:
         session.remember(machine=image.host or "")
         self._done = done
 
+    def _salvage_of_list(self) -> bool:
+        """Look what is left of an image that is known not to be whole; whether to go on with it."""
+        session = self._session
+        image, _ = self._located()
+
+        def look(progress: Progress) -> CheckResult:
+            with self._opened(f"looking into {name_of(image)}") as origin:
+                checked = check(origin.path, progress=progress)
+                checked.require_anything(checked.head.disk_size)
+                return checked
+
+        try:
+            checked = run_work(session.screen, TITLE, look, "Break off? Nothing was written.")
+            layout = layout_of(checked.head)
+        except ImagerError as error:
+            session.fail(error, _NOTHING_WRITTEN)
+            return False
+        self._options, self._lost = _SALVAGE, checked.lost
+        return self._agrees(f"{image.path}: {image.note}. ", layout)
+
+    def _salvage_onto_target(self) -> bool:
+        """Once more onto the same disk, now with what is intact of the image; whether to go on."""
+        session, plan = self._session, self._plan()
+        try:
+            # A disk that was unplugged meanwhile looks like damage, too.
+            with self._opened("looking at the disk") as origin:
+                new = plan_restore(origin, plan.target.path, _SALVAGE)
+        except ImagerError as error:
+            session.fail(error, _NOTHING_WRITTEN)
+            return False
+        assert self._target is not None
+        self._options, self._target = _SALVAGE, replace(self._target, plan=new)
+        return self._agrees("", plan.layout)
+
+    def _agrees(self, known: str, layout: DiskLayout) -> bool:
+        """Whether the person wants what is left, after reading what is lost."""
+        image, _ = self._located()
+        hit = ", ".join(volumes_hit(layout, self._lost))
+        return bool(
+            self._session.screen.confirm(
+                "The image is damaged",
+                f"{known}{format_size(self._lost.total)} of {format_size(layout.size)} cannot be "
+                f"brought back from {name_of(image)}; this hits {hit}. {_NOTHING_WRITTEN}\n\n"
+                f"{_SALVAGE_MEANS}",
+                yes="Salvage",
+                no="Back",
+                careful=True,
+            )
+        )
+
     def _what_now(self, done: _Done) -> None:
         session = self._session
-        lines = [*result_lines(done.plan, done.result), ""]
-        lines.append("The image is on the disk. What now?")
+        salvaged = done.result.verdict == "failed"
+        what = "What was intact of the image" if salvaged else "The image"
+        lines = [*result_lines(done.plan, done.result), "", f"{what} is on the disk. What now?"]
         chosen: str | None = "restart"
         while True:
             chosen = session.screen.menu(
@@ -211,58 +288,6 @@ class RestoreFlow:
     def _plan(self) -> RestorePlan:
         assert self._target is not None and self._target.plan is not None
         return self._target.plan
-
-
-def choose_image(
-    session: Session,
-    title: str,
-    text: str,
-    findings: Findings | None,
-    current: Located | None = None,
-) -> tuple[Findings, Located] | None:
-    """An image that can be used, and all that were found; None where the person goes back.
-
-    Without `findings` it looks for images first; the cursor is on `current`, if it is among them.
-    """
-    screen = session.screen
-    chosen: str | None = None
-    while True:
-        if findings is None:
-            try:
-                findings = search(session)
-            except ImagerError as error:
-                session.fail(error)
-                return None
-        if chosen is None:
-            number = findings.number_of(current)
-            if number is None:
-                disks, machine = session.machine.disks(), session.answers.machine
-                number = findings.preselected(disks, machine)
-            chosen = str(number + 1) if number is not None else _AGAIN
-        lines = choices(findings, session.machine.clock())
-        if not lines:
-            text = (
-                "No image was found. Attach the disk with the images and look again, or connect "
-                "to the network share that holds them (in the menu before this one)."
-            )
-        lines.append(Choice(_AGAIN, "Look again, after attaching another disk"))
-        if findings.problems:
-            lines.append(Choice(_PROBLEMS, "What could not be looked into, and why"))
-        chosen = screen.menu(title, text, lines, chosen)
-        if chosen is None:
-            return None
-        if chosen == _AGAIN:
-            findings = chosen = None
-        elif chosen == _PROBLEMS:
-            screen.show("Not looked into", "\n".join(f"{line}." for line in findings.problems))
-        else:
-            image, share = findings.images[int(chosen) - 1]
-            if image.verdict in ("ok", "degraded"):
-                return findings, (image, share)
-            screen.show(
-                "This image cannot be used",
-                f"{image.path}: {image.verdict}: {image.note}.\n\nChoose another one.",
-            )
 
 
 def _target_choice(target: Target) -> Choice:

@@ -75,9 +75,9 @@ class Session:
     screen: Screen
     machine: Machine
     journal: Journal
-    answers: Answers = field(default_factory=Answers)
     shares: list[Share] = field(default_factory=list)
     """Those that were connected to; mounted only while they are needed."""
+    _answers: Answers | None = None
 
     @property
     def lock(self) -> Path:
@@ -95,20 +95,24 @@ class Session:
         text = f"{sentence[:1].upper()}{sentence[1:]}."
         self.screen.show("That did not work", f"{text}\n\n{more}" if more else text)
 
-    def recall(self) -> None:
-        """Read the answers of last time."""
-        with suppress(ImagerError, OSError):
-            volume = self.machine.data()
-            if volume is not None:
-                with mounted_read_only(volume) as root:
-                    self.answers = read_answers(root)
+    @property
+    def answers(self) -> Answers:
+        """Those of last time: read when they are first asked for, as the menu does without."""
+        if self._answers is None:
+            self._answers = Answers()
+            with suppress(ImagerError, OSError):
+                volume = self.machine.data()
+                if volume is not None:
+                    with mounted_read_only(volume) as root:
+                        self._answers = read_answers(root)
+        return self._answers
 
     def remember(self, **changed: str) -> None:
         """Keep answers for next time; where they cannot be kept the journal says so."""
         new = replace(self.answers, **changed)
         if new == self.answers:
             return
-        self.answers = new
+        self._answers = new
         try:
             volume = self.machine.data()
             if volume is not None:

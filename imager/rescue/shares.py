@@ -9,24 +9,25 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imager.disk import programs
 from imager.errors import ReadFailedError, UsageError
+from imager.rescue.mount_places import mount_place
 from imager.wording import printable
 
 SECONDS = 60
 """A server that has not answered by then is taken for dead."""
 _HOST = r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[\w.-]{1,253})"
+_PORT = r"(?::(?P<port>\d{1,5}))?"
 _ADDRESSES = (
-    ("smb", re.compile(rf"(?:smb:|cifs:)?//(?:(?P<user>[^@/]+)@)?{_HOST}/(?P<path>.+)", re.A)),
-    ("nfs", re.compile(rf"nfs://{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.*)", re.A)),
+    ("smb", re.compile(rf"(?:smb:|cifs:)?//(?:(?P<user>[^@/]+)@)?{_HOST}{_PORT}/(?P<path>.+)", re.A)),
+    ("nfs", re.compile(rf"nfs://{_HOST}{_PORT}(?P<path>/.*)", re.A)),
     ("ssh", re.compile(
-        rf"(?:ssh|sftp)://(?:(?P<user>[^@/]+)@)?{_HOST}(?::(?P<port>\d{{1,5}}))?(?P<path>/.*)?",
+        rf"(?:ssh|sftp)://(?:(?P<user>[^@/]+)@)?{_HOST}{_PORT}(?P<path>/.*)?",
         re.A,
     )),
     ("nfs", re.compile(rf"{_HOST}:(?P<path>/(?!/).*)", re.A)),
@@ -78,18 +79,13 @@ def mounted_share(share: Share, state: Path, write: bool = False) -> Iterator[Pa
 
     Raises ReadFailedError with what the server or the program said.
     """
-    state.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix="share-", dir=state))
-    try:
+    with mount_place(state, "share") as place:
         _mount(share, place, state, write)
         try:
             yield place
         finally:
             if programs.run("umount", "util-linux", "--", str(place)).returncode:
                 programs.run("umount", "util-linux", "--lazy", "--", str(place))
-    finally:
-        with suppress(OSError):
-            place.rmdir()
 
 
 def host_keys(share: Share) -> tuple[str, tuple[str, ...]]:

@@ -28,7 +28,8 @@ def targets(disks: Iterable[Disk], origin: Origin, options: RestoreOptions) -> t
 
     Raises what `plan_restore` does where the reason lies in the image itself.
     """
-    origin.require_complete()
+    if not options.salvage:
+        origin.require_complete()
     found = []
     for disk in disks:
         try:

@@ -25,13 +25,15 @@ from imager.errors import (
 )
 from imager.image.format import INCOMPATIBLE_PARTIAL
 from imager.rescue.choice import choose_target, image_at, is_blank, newest, with_label
-from imager.rescue.finder import FoundImage, find_images, open_found
+from imager.rescue.finder import find_images
+from imager.rescue.found_image import FoundImage, open_found
 from imager.rescue.job_share import job_share
 from imager.rescue.journal import JOB_RESULT, Journal
 from imager.rescue.kernel_line import SHARE_LABEL, ImageChoice, Job, KernelLine, parse_kernel_line
 from imager.rescue.ledger import MAX_ATTEMPTS, Ledger, Past
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume, mounted_for_writing
+from imager.rescue.mount_places import clear_leftovers
 from imager.rescue.session import Machine
 from imager.restore import RestoreOptions, RestorePlan, RestoreResult, plan_restore, restore
 from imager.wording import format_size
@@ -112,6 +114,7 @@ def run_unattended(text: str, machine: Machine, say: Say, clock: Clock | None = 
         if line.job is None:
             raise UsageError("the kernel line has no job: imager.restore=auto is not on it")
         both("", f"Unattended restore: {' '.join(line.job.words)}")
+        journal.note(*clear_leftovers(machine.state))
         ledger = Ledger(machine.data())
         work = _Work(machine, both, clock or Clock(), line, line.job, ledger)
         with working(machine.state / "lock", "an unattended restore"):

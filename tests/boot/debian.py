@@ -13,6 +13,8 @@ from bootmedia.recipe import SUITE
 from tests.loop import run
 
 MIB = 1 << 20
+_KEPT = 2
+"""Files of one name that stay in the cache."""
 UUID = "6d1f0b5e-3c52-4f0e-9d0a-3f6a1c9b7e42"
 """Of the file system that has GRUB's files in its folder boot."""
 TABLE = "label: gpt\nsize=1MiB,type=21686148-6449-6E6F-744E-656564454649\nsize=34MiB,type=U\n"
@@ -77,6 +79,9 @@ def cached(
         packages.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="guest-", dir=place.parent) as work:
             make(Path(work), packages).rename(place)
+        kept = sorted(place.parent.glob(name % "*"), key=lambda file: file.stat().st_mtime)
+        for old in kept[:-_KEPT]:
+            old.unlink()
     return place
 
 

@@ -76,6 +76,20 @@ class Keys:
         lines = self._line_of(there) - self._line_of(here)
         self.press(*[DOWN if lines > 0 else UP] * abs(lines))
 
+    def to_the_last_question(self, target: str) -> str:
+        """From the list of images to the question for the name of the disk with `target` in its line.
+
+        Returns that name.
+        """
+        self.press(ENTER)
+        self.see("Onto which disk", target, "< Back >")
+        name = self.name_of(target)
+        self.press(ENTER)
+        self.see("The plan", target, "Go on")
+        self.press(ENTER)
+        self.see("The last question", f"Type {name} to begin")
+        return name
+
     def _line_of(self, words: str) -> int:
         for number, (_, line) in enumerate(self._disks()):
             if words in line:

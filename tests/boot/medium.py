@@ -28,12 +28,13 @@ def ci_medium(options: Mapping[str, str] | None = None) -> Path:
     iso = cache / "test-media" / f"{digest.hexdigest()[:16]}.iso"
     if not iso.exists():
         build(BuildOptions(output=iso, cache=cache, variant="ci", options=options))
-        _forget_old(iso.parent)
+    iso.touch()
+    _forget_old(iso.parent)
     return iso
 
 
 def _forget_old(folder: Path) -> None:
-    """Keep the newest media of earlier contents only."""
+    """Keep those that were used last only."""
     isos = sorted(folder.glob("*.iso"), key=lambda path: path.stat().st_mtime)
     for old in isos[:-_KEPT]:
         for file in folder.glob(f"{old.name}*"):

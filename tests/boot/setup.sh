@@ -1,8 +1,8 @@
 #!/bin/sh
-# What the boot tests need beside debian-packages.txt: QEMU, and firmware for UEFI.
+# What the boot tests need beside debian-packages.txt: QEMU, firmware for UEFI, servers with shares.
 set -eu
 missing=
-for package in ovmf qemu-system-x86; do
+for package in nfs-ganesha nfs-ganesha-vfs ovmf qemu-system-x86 samba; do
     case $(dpkg-query -W -f '${Status}' "$package" 2>/dev/null) in
         "install ok installed") ;;
         *) missing="$missing $package" ;;

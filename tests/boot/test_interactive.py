@@ -90,13 +90,7 @@ def test_common_path_and_wrong_turns(bench: Bench, tmp_path: Path) -> None:
         keys.pressed = 0
         keys.press(ENTER)
         keys.see("Which image", HOST, "< Back >")
-        keys.press(ENTER)
-        keys.see("Onto which disk", TARGET, "< Back >")
-        name = keys.name_of(TARGET)
-        keys.press(ENTER)
-        keys.see("The plan", TARGET, "Go on")
-        keys.press(ENTER)
-        keys.see("The last question", f"Type {name} to begin")
+        name = keys.to_the_last_question(TARGET)
         assert keys.pressed <= MOST_KEYS
         keys.type(name)
         keys.see("What now?", "read back and compared: equal", "verdict: ok", seconds=LONG)
@@ -164,7 +158,7 @@ def test_cables_that_are_pulled(bench: Bench, tmp_path: Path) -> None:
         first, left = (
             (1, "SECOND") if "(BACKUP)" in keys.see("Which image", HOST) else (2, "BACKUP")
         )
-        name = to_the_last_question(keys)
+        name = keys.to_the_last_question(TARGET)
         slow(vm, first)
         keys.type(name)
         keys.catch("Checking")
@@ -173,7 +167,7 @@ def test_cables_that_are_pulled(bench: Bench, tmp_path: Path) -> None:
         assert digest(bench.target) == before
         keys.press(ENTER)
         keys.see("Which image", f"({left})")
-        assert name == to_the_last_question(keys)
+        assert name == keys.to_the_last_question(TARGET)
         slow(vm, 3)
         keys.type(name)
         keys.catch("Writing", LONG)
@@ -181,18 +175,6 @@ def test_cables_that_are_pulled(bench: Bench, tmp_path: Path) -> None:
         keys.see("That did not work", "half written", seconds=LONG)
         keys.press(ENTER)
         keys.see("Which image", f"({left})")
-
-
-def to_the_last_question(keys: Keys) -> str:
-    """From the list of images; the target's name."""
-    keys.press(ENTER)
-    keys.see("Onto which disk", TARGET)
-    name = keys.name_of(TARGET)
-    keys.press(ENTER)
-    keys.see("The plan", TARGET)
-    keys.press(ENTER)
-    keys.see("The last question")
-    return name
 
 
 def test_share_with_a_wrong_password(bench: Bench, tmp_path: Path) -> None:
@@ -237,7 +219,7 @@ def test_share_with_a_wrong_password(bench: Bench, tmp_path: Path) -> None:
         keys.see("Hardware report")
         keys.press(UP, UP, UP, ENTER)
         keys.see("Which image", HOST, "ssh://10.0.2.2")
-        keys.type(to_the_last_question(keys))
+        keys.type(keys.to_the_last_question(TARGET))
         keys.see("What now?", "verdict: ok", seconds=LONG)
     assert restored(bench, tmp_path)
 
@@ -267,7 +249,7 @@ def test_try_the_boot(guest: Path, tmp_path: Path) -> None:
         keys.start()
         keys.press(ENTER)
         keys.see("Which image", HOST)
-        keys.type(to_the_last_question(keys))
+        keys.type(keys.to_the_last_question(TARGET))
         keys.see("What now?", "verdict: ok", seconds=2 * LONG)
         keys.press(DOWN, ENTER)
         keys.see("has no entry for this disk", "\\EFI\\debian\\shimx64.efi")

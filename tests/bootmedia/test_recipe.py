@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+from pathlib import Path
 
 import pytest
 
+from bootmedia.base import forget_old
 from bootmedia.recipe import VARIANTS, data, read_list, recipe
 from bootmedia.trees import Node, pack
 
@@ -57,3 +60,13 @@ def test_the_patient_is_left_alone(variant: str) -> None:
     assert b"AUTO -all" in early["etc/mdadm/mdadm.conf"]
     assert b"auto_activation_volume_list = [ ]" in early["etc/lvm/lvm.conf"]
     assert b"event_activation = 0" in early["etc/lvm/lvm.conf"]
+
+
+def test_old_bases_are_forgotten(tmp_path: Path) -> None:
+    """Those that were used last stay, of each variant; what was cut short goes."""
+    for number, name in enumerate(("ci-1", "ci-2", "full-1", "ci-3", "making-x")):
+        (tmp_path / name / "boot").mkdir(parents=True)
+        os.utime(tmp_path / name, (number, number))
+    os.utime(tmp_path / "ci-1", (10, 10))
+    forget_old(tmp_path, "ci", 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"ci-1", "ci-3", "full-1"}

@@ -46,9 +46,18 @@ def test_a_further_console(tmp_path: Path, word: str, unit: str, speed: str) -> 
     assert command.endswith(f" /usr/lib/imager/console {speed} %I $TERM")
 
 
+def test_a_further_screen(tmp_path: Path) -> None:
+    run(GENERATOR, "imager.console=tty4", tmp_path)
+    link = tmp_path / "units/getty.target.wants/getty@tty4.service"
+    assert str(link.readlink()) == "/usr/lib/systemd/system/getty@.service"
+    assert sorted(path.name for path in (tmp_path / "units").iterdir()) == ["getty.target.wants"]
+
+
 @pytest.mark.parametrize(
-    "word", ["", "imager.console=", "imager.console=../x", "imager.console=ttyS1/../x", "x=ttyS1"]
-)
+    "word",
+    ["", "imager.console=", "imager.console=../x", "imager.console=ttyS1/../x", "x=ttyS1",
+     "imager.console=tty1"],  # that has one already
+)  # fmt: skip
 def test_no_further_console(tmp_path: Path, word: str) -> None:
     assert run(GENERATOR, word, tmp_path).returncode == 0
     assert not (tmp_path / "units").exists()

@@ -24,6 +24,15 @@ else
     find "$modules" -name '*.ko*' | sort | comm -23 - /tmp/kept | xargs rm -f
     rm /tmp/kept
 fi
+# Those that find the medium are unpacked now, not at each start of a slow machine.
+for module in $(listed initramfs.list); do
+    modprobe --show-depends -S "$release" "$module" 2>/dev/null || true
+done | sed -n 's!^insmod \([^ ]*\.xz\).*!\1!p' | sort -u | python3 -c '
+import lzma, os, sys
+for path in sys.stdin.read().split():
+    with lzma.open(path) as packed, open(path.removesuffix(".xz"), "xb") as module:
+        module.write(packed.read())
+    os.remove(path)'
 depmod "$release"
 
 # The initramfs finds the medium and does nothing else: no layer on a disk, no network is looked for
