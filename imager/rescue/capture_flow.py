@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from imager.capture import CaptureOptions, CaptureResult, capture, preview
+from imager.capture import CaptureOptions, CaptureResult, capture
 from imager.disk.inventory import Disk
 from imager.errors import ImagerError, ReadFailedError, RefusedError, WriteFailedError
 from imager.image.sink import MAX_PART
 from imager.pipeline import Progress
+from imager.preview import preview
 from imager.rescue.hardware import Health, smart_health
 from imager.rescue.lock import working
 from imager.rescue.media import MediaVolume
