@@ -68,7 +68,10 @@ class LoopDevice:
         run("losetup", "--detach", self.path)
         backing = Path("/sys/block") / self.path.name / "loop/backing_file"
         for _attempt in range(50):
-            if not backing.exists() or backing.read_text().strip() != str(self.file):
+            try:
+                if backing.read_text().strip() != str(self.file):
+                    return
+            except FileNotFoundError:
                 return
             time.sleep(0.1)
         raise AssertionError(f"{self.path} is still attached: something holds it open")

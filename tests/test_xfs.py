@@ -59,7 +59,7 @@ V4 = {
     "v4-512": "-b size=512",
     "v4-1k": "-b size=1024",
     "v4-sectors-4096": "-s size=4096",
-    "v4-old": "-i attr=1,projid32bit=0 -l version=1,lazy-count=0",
+    "v4-old": "-i projid32bit=0 -l version=1,lazy-count=0",
 }
 """mkfs.xfs options of version 4, which many kernels do not mount any more."""
 

@@ -6,6 +6,8 @@ import os
 import random
 import re
 import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,28 @@ def test_after_a_crash_with_a_log_that_went_round(tmp_path: Path) -> None:
         crash(place)
     assert goes_round()
     assert require_all_kept(image).notes == NOTE
+
+
+def test_at_any_instant(tmp_path: Path) -> None:
+    """Copies of a file system at work that the one below it makes at one instant each."""
+    instants, refused = 4, 0
+    outer = make(tmp_path / "outer", 1 << 30, "-l", "size=16m")
+    with mounted(outer) as below:
+        image = make(below / "image", 192 * MIB, "-l", "size=12m")
+        with mounted(image) as place:
+            worker = threading.Thread(target=churn, args=(place, 7, 25))
+            worker.start()
+            for number in range(instants):
+                time.sleep(0.3)
+                run("cp", "--reflink=always", image, below / f"instant{number}")
+            worker.join()
+        for number in range(instants):
+            try:
+                require_all_kept(below / f"instant{number}")
+            except NotUnderstoodError as doubt:
+                assert str(doubt) == "its log has a gap"  # records were under way
+                refused += 1
+    assert refused < instants
 
 
 def test_what_was_freed_just_before_is_kept(tmp_path: Path) -> None:

@@ -205,17 +205,29 @@ def read_free(volume: Volume, layout: Layout, group: Group) -> tuple[array[int],
     """
     free, blocks = Tree.by_block(volume, layout, group).read()
     by_size, more = Tree.by_size(volume, layout, group).read()
-    if sorted(by_size) != free.tolist():
+    if array("Q", sorted(by_size)) != free:
         raise NotUnderstoodError(f"free-space trees of group {group.number} disagree")
-    ranges = [(record >> 32, (record >> 32) + (record & _SIZE)) for record in free]
-    bounds = [layout.header_blocks, *(bound for pair in ranges for bound in pair), group.length]
-    sizes = [(record & _SIZE, record >> 32) for record in by_size]
-    in_order = all(a <= b for a, b in pairwise(bounds)) and all(a < b for a, b in pairwise(sizes))
-    if not in_order or (sizes and not sizes[0][0]):
+    if not _are_in_place(free, layout.header_blocks, group.length) or not _are_by_size(by_size):
         raise NotUnderstoodError(f"free-space trees of group {group.number} make no sense")
     if sum(record & _SIZE for record in free) != group.free_blocks:
         raise NotUnderstoodError(f"free-space trees of group {group.number} are not up to date")
     return free, blocks + more
+
+
+def _are_in_place(records: array[int], start: int, end: int) -> bool:
+    """Whether extents follow each other, none of them empty, within blocks [start, end)."""
+    for record in records:
+        first, size = record >> 32, record & _SIZE
+        if first < start or not size:
+            return False
+        start = first + size
+    return start <= end
+
+
+def _are_by_size(records: array[int]) -> bool:
+    """Whether extents are in order of their size, those of the same size in order of their place."""
+    keys = ((record & _SIZE) << 32 | record >> 32 for record in records)
+    return all(one < next_one for one, next_one in pairwise(keys))
 
 
 def _records(content: bytes) -> array[int]:
