@@ -25,14 +25,13 @@ from imager.image.codec import ChunkDecoder
 from imager.image.format import ChunkKind
 from imager.image.index import Segment
 from imager.image.reader import ImageReader
+from tests import exfat_images, f2fs_images, hfsplus_images, xfs_images
 from tests.bench_increments import increments
 from tests.bench_live import live
 from tests.bench_prune import pruned
-from tests.hfsplus_images import fragmented
 from tests.loop import LoopDevice, mounted, sparse_file
 from tests.lvm_volumes import Lvm
 from tests.volumes import FileVolume
-from tests.xfs_images import fragment
 
 IMAGER = f"{sys.executable} -m imager"
 MIB = 1 << 20
@@ -291,8 +290,10 @@ def maps(folder: Path) -> None:
     print("| file system | ranges | seconds | peak MiB of the process |\n|---|---|---|---|")
     makers: dict[str, Callable[[Path], Path]] = {
         "btrfs": fragmented_btrfs,
+        "exfat": exfat_images.fragmented,
         "ext4": fragmented_ext4,
-        "hfsplus": lambda volume: fragmented(volume, (2 << 40) // 2048, 80),
+        "f2fs": f2fs_images.fragmented,
+        "hfsplus": lambda volume: hfsplus_images.fragmented(volume, (2 << 40) // 2048, 80),
         "ntfs": fragmented_ntfs,
         "xfs": fragmented_xfs,
     }
@@ -404,7 +405,7 @@ def fragmented_xfs(volume: Path) -> Path:
     place = volume.with_suffix(".mounted")
     with LoopDevice(volume) as loop, mounted(loop.path, place, fs_type="xfs"):
         for number in range(8):
-            fragment(place / str(number), 240 << 30, 640 * 4096)
+            xfs_images.fragment(place / str(number), 240 << 30, 640 * 4096)
     return volume
 
 

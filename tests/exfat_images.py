@@ -153,3 +153,16 @@ def seal(image: bytearray) -> None:
             del region[volatile]
         total = checksum(bytes(region)).to_bytes(4, "little") * (sector // 4)
         image[start + 11 * sector : start + 12 * sector] = total
+
+
+def fragmented(path: Path) -> Path:
+    """One cluster in use of each 64, set in the bitmap."""
+    run("mkfs.exfat", "-c", "32K", path)
+    with path.open("r+b") as file:
+        at = places(file.read(512 * MIB))
+        file.seek(at.bitmap)
+        size = -(-at.clusters // 8)
+        own = file.read(size).rstrip(b"\0")
+        file.seek(at.bitmap)
+        file.write(own + (b"\1" + bytes(7)) * ((size - len(own)) // 8))
+    return path

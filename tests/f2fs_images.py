@@ -122,3 +122,23 @@ def checkpoint_field(image: bytes | bytearray, offset: int, form: str) -> int:
     """A field of the newer checkpoint."""
     value: int = struct.unpack_from(f"<{form}", image, places(image).checkpoint * BLOCK + offset)[0]
     return value
+
+
+def fragmented(path: Path) -> Path:
+    """One block in use of each segment: entries in the table, and their sum in the checkpoint."""
+    run("mkfs.f2fs", "-q", "-t", "0", path)
+    with path.open("r+b") as file:
+        head = bytearray(file.read(16 * MIB))
+        at = places(head)
+        (sit_segments,) = struct.unpack_from("<I", head, 1024 + 56)
+        entry = struct.pack("<H64s8x", 1, b"\x80" + bytes(63))
+        block = (entry * 55).ljust(BLOCK, b"\0")
+        count = -(-at.segments // 55)
+        for copy in (0, sit_segments // 2 * 512):
+            file.seek((at.sit + copy) * BLOCK)
+            file.write(block * count)
+        # The segments that logs have begun are in the journal.
+        set_checkpoint(head, 16, "Q", at.segments * 2)
+        file.seek(0)
+        file.write(head)
+    return path
