@@ -349,12 +349,12 @@ def logical_volume(folder: Path) -> None:
 
 
 def fragmented_btrfs(volume: Path) -> Path:
-    """An extent of 132 KiB in each 2.5 MiB: what lay between them is deleted.
+    """An extent of 132 KiB in each 5 MiB: what lay between them is deleted.
 
     Smaller ones would get chunks of their own.
     """
     subprocess.run(["mkfs.btrfs", "-q", volume], check=True, capture_output=True)
-    small, large = 132 << 10, 2432 << 10
+    small, large = 132 << 10, 4988 << 10
     place = volume.with_suffix(".mount")
     with LoopDevice(volume) as loop, mounted(loop.path, place, fs_type="btrfs"):
         kept, deleted = (os.open(place / name, os.O_RDWR | os.O_CREAT) for name in ("a", "b"))

@@ -119,21 +119,34 @@ def filled(folder: Path, options: str = "", count: int = 1, size: int = SIZE) ->
     return files
 
 
+@contextmanager
+def reflinking(folder: Path) -> Iterator[Path]:
+    """A place where a file can be copied in one instant while it is written to."""
+    outer = sparse_file(folder / "outer", 2048 * MIB)
+    with LoopDevice(outer) as loop:
+        run("mkfs.xfs", "-q", loop.path)
+        with mounted(loop.path, folder / "reflinking", fs_type="xfs") as place:
+            yield place
+
+
 def synced(folder: Path, options: str = "") -> Path:
     """A volume as it is while mounted, with files that an fsync has saved and nothing else."""
-    (image,) = filled(folder, options)
-    for _attempt in range(10):
-        with attached(image) as loops, mounted_btrfs(loops, folder / "at", "commit=300") as at:
-            chance = random.Random(7)
-            for number in range(20):
-                with (at / "sub" / f"synced-{number}").open("wb") as file:
-                    file.write(chance.randbytes(90_000))
-                    file.flush()
-                    os.fsync(file.fileno())
-            crashed = folder / "crashed"
-            run("cp", "--sparse=always", image, crashed)
-        if allocated(crashed).notes:
-            return crashed
+    crashed = folder / "crashed"
+    with reflinking(folder) as place:
+        (image,) = filled(place, options)
+        instant = place / "instant"
+        for _attempt in range(10):
+            with attached(image) as loops, mounted_btrfs(loops, place / "at", "commit=300") as at:
+                chance = random.Random(7)
+                for number in range(20):
+                    with (at / "sub" / f"synced-{number}").open("wb") as file:
+                        file.write(chance.randbytes(90_000))
+                        file.flush()
+                        os.fsync(file.fileno())
+                run("cp", "--reflink=always", image, instant)
+            if allocated(instant).notes:
+                run("cp", "--sparse=always", instant, crashed)
+                return crashed
     raise AssertionError("the kernel committed each time")
 
 

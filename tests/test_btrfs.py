@@ -6,8 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from tests.btrfs_images import (
     filled,
     make,
     mounted_btrfs,
+    reflinking,
     require_survival,
     small,
     synced,
@@ -160,16 +159,6 @@ def test_seed_device(tmp_path: Path) -> None:
     require_survival([sprout, seed], tmp_path, scrub=False)  # it takes a seed's UUID for an error
 
 
-@contextmanager
-def reflinking(folder: Path) -> Iterator[Path]:
-    """A place where a file can be copied in one instant while it is written to."""
-    outer = sparse_file(folder / "outer", 2048 * MIB)
-    with LoopDevice(outer) as loop:
-        run("mkfs.xfs", "-q", loop.path)
-        with mounted(loop.path, folder / "reflinking", fs_type="xfs") as place:
-            yield place
-
-
 def test_crash_within_a_balance(tmp_path: Path) -> None:
     with reflinking(tmp_path) as place:
         (image,) = filled(place, size=320 * MIB)
@@ -239,7 +228,7 @@ def test_log_is_all_that_knows_synced_files(
 ) -> None:
     """So `require_survival` is known to see what is missing."""
     crashed = synced(tmp_path)
-    monkeypatch.setattr("imager.filesystems.btrfs.log._MAX_EXTENTS", 10)
+    monkeypatch.setattr("imager.filesystems.btrfs.log._MAX_EXTENTS", 0)
     with pytest.raises(NotUnderstoodError, match="log is too large"):
         allocated(crashed)
     monkeypatch.setattr("imager.filesystems.btrfs.read_log", lambda *_: Extents())
