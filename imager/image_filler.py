@@ -144,6 +144,7 @@ class ImageFiller:
         """Write anew the references to those of the parent's chunks whose runs `revise` has cut."""
         if self.parent is None:
             return
+        self.writer.end_chunks()  # the last revision cuts, too
         unused = used.complement(0, self._device.size) - self._excluded
         for start, end, entry in list(self.writer.cut_runs()):
             own = not inherits_maps(entry)

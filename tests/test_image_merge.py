@@ -85,7 +85,7 @@ def filled(
     disk = folder / "disk"
     disk.write_bytes(before.content)
     sink = FileSink(image)
-    with SourceDevice(disk) as device, _opened(parent) as opened:
+    with SourceDevice(disk) as device, opened_parent(parent) as opened:
         patches = Patches(device.readinto, None, threads=2)
         head = head_of(before, opened)
         filler = ImageFiller(device, before.analysis(), head, sink, OPTIONS, no_progress, opened)
@@ -107,7 +107,7 @@ def filled(
 
 
 @contextmanager
-def _opened(parent: Path | None) -> Iterator[ParentImage | None]:
+def opened_parent(parent: Path | None) -> Iterator[ParentImage | None]:
     if parent is None:
         yield None
     else:

@@ -32,9 +32,11 @@ _BATCH = 256
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 # malloc.h
-_M_MMAP_THRESHOLD = -3
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _LARGE = 1 << 23
 """Bytes; above what is allocated for each chunk."""
+_ARENAS = 2
+"""Heaps that all threads share."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -75,13 +77,14 @@ def unlock_memory() -> None:
     _check(_LIBC.munlockall())
 
 
-def give_back_large_blocks() -> None:
-    """Have memory of 8 MiB and more go back to the system as soon as it is free.
+def keep_little_memory() -> None:
+    """Have the C library give back what is free; for the whole process, before its threads begin.
 
-    The C library keeps blocks of up to 32 MiB for later once it has seen one (mallopt(3)): after
-    some set algebra the maps of a fragmented disk would take twice what they need.
+    It keeps blocks of up to 32 MiB for later once it has seen one, and a heap for each thread
+    (mallopt(3)): the maps of a fragmented disk and a dozen threads would take twice what they need.
     """
     _LIBC.mallopt(_M_MMAP_THRESHOLD, _LARGE)
+    _LIBC.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def file_extents(fd: int) -> Iterator[FileExtent]:

@@ -96,7 +96,7 @@ class LiveDisk:
 
     def __enter__(self) -> Self:
         """Begin to follow; RefusedError or TracingError, with what to do, where that cannot be."""
-        abi.give_back_large_blocks()
+        abi.keep_little_memory()
         system = System()
         name = system.name_of_path(self._device.path)
         if name is None:
