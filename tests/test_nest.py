@@ -203,6 +203,25 @@ def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
         assert (volume.stored, volume.reason) == ("raw", "the LVM metadata on its disk differ")
 
 
+def test_a_member_without_metadata_of_its_own(tmp_path: Path) -> None:
+    """The other member's tell of it; without that one, nothing does."""
+    disk = make_disk(tmp_path / "disk", 80 * MIB)
+    run("sfdisk", disk, stdin="label: gpt\nsize=26MiB\nsize=26MiB\n")
+    with LoopDevice(disk) as device:
+        device.scan()
+        nodes = device.partition(1), device.partition(2)
+        lvm = Lvm(tmp_path, nodes)
+        lvm.run("pvcreate", *nodes)
+        lvm.run("vgcreate", "-s", "1m", "vg", *nodes)
+        lvm.run("pvchange", "-y", "--metadataignore", "y", nodes[1])
+        lvm.create("vg", "new", 2, nodes[1])
+    first, second = look(disk).layout.volumes
+    assert (first.stored, second.stored) == ("used", "used")
+    assert [child.name for child in second.children] == ["vg/new"]
+    alone = analyse(FileVolume(disk), disk, exclude=(1,)).layout.volumes[1]
+    assert alone.stored == "raw" and "belongs to no LVM group" in (alone.reason or "")
+
+
 def test_a_member_of_no_group_is_whole(tmp_path: Path) -> None:
     path = make_disk(tmp_path / "disk", 26 * MIB)
     with LoopDevice(path) as device:
