@@ -28,7 +28,7 @@ from tests import sample_disk
 from tests.command import imager, info
 from tests.comparing import files_of
 from tests.disks import MIB, copy_into, get, make_disk, put
-from tests.loop import LoopDevice, run
+from tests.loop import LoopDevice, mounted, run
 from tests.luks_volumes import HEADER, PASSPHRASE, decrypt, encrypt, key_file
 from tests.lvm_volumes import Lvm, make_ext4, small_group
 from tests.md_volumes import Array, write_superblock
@@ -228,6 +228,33 @@ def test_a_member_of_no_group_is_whole(tmp_path: Path) -> None:
         Lvm(tmp_path, (device.path,)).run("pvcreate", device.path)
     (volume,) = look(path).layout.volumes
     assert volume.stored == "raw" and "belongs to no LVM group" in (volume.reason or "")
+
+
+def test_beside_a_file_system_in_use(tmp_path: Path, lab: Lab) -> None:
+    """A live capture reads the maps again in the freeze, those in LVM and LUKS too."""
+    path = make_disk(tmp_path / "disk", 92 * MIB)
+    run("sfdisk", path, stdin="label: gpt\nsize=20MiB\nsize=26MiB\nsize=26MiB\n")
+    copy_into(lab.group, path, 21 * MIB)
+    copy_into(lab.folder / "inner", path, 47 * MIB)
+    with LoopDevice(path) as device:
+        device.scan()
+        run("mkfs.ext4", "-q", device.partition(1))
+        with mounted(device.partition(1), tmp_path / "at") as place:
+            (place / "file").write_text("in use")
+            words = ("--unlock", 3, "--key-file", lab.key)
+            imager("capture", *words, device.path, tmp_path / "image")
+    found = info(tmp_path / "image")
+    assert found["head"]["consistency"] == "frozen"
+    layout = DiskLayout.from_json(found["head"]["layout"])
+    assert kinds(layout) == [
+        ("ext4", "used"), ("LVM2_member", "used"), ("ext4", "used"), (None, "raw"),
+        ("crypto_LUKS", "used"), ("ext4", "used"),
+    ]  # fmt: skip
+    raw = tmp_path / "raw"
+    imager("export", "--raw", tmp_path / "image", raw)
+    still = look(path, {3: PASSPHRASE.encode()})
+    for start, end in still.used.clip(21 * MIB, 73 * MIB):
+        assert get(raw, start, end - start) == get(path, start, end - start)
 
 
 def test_a_bad_sector_in_what_lies_inside(lab: Lab) -> None:
