@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,15 +188,23 @@ def test_two_copies_of_a_physical_volume(tmp_path: Path, lab: Lab) -> None:
         assert (volume.stored, volume.reason) == ("raw", "there is a copy of it on the disk")
 
 
-def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
-    disk = make_disk(tmp_path / "disk", 80 * MIB)
+@contextmanager
+def two_members(disk: Path) -> Iterator[tuple[Lvm, tuple[Path, Path]]]:
+    """A disk with the group vg on both of its partitions, while these can be used."""
+    make_disk(disk, 80 * MIB)
     run("sfdisk", disk, stdin="label: gpt\nsize=26MiB\nsize=26MiB\n")
     with LoopDevice(disk) as device:
         device.scan()
         nodes = device.partition(1), device.partition(2)
-        lvm = Lvm(tmp_path, nodes)
+        lvm = Lvm(disk.parent, nodes)
         lvm.run("pvcreate", *nodes)
         lvm.run("vgcreate", "-s", "1m", "vg", *nodes)
+        yield lvm, nodes
+
+
+def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
+    disk = tmp_path / "disk"
+    with two_members(disk) as (lvm, nodes):
         old = get(nodes[1], 0, MIB)
         lvm.create("vg", "new", 2, nodes[0])
     assert {volume.stored for volume in look(disk).layout.volumes} == {"used"}
@@ -205,14 +215,8 @@ def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
 
 def test_a_member_without_metadata_of_its_own(tmp_path: Path) -> None:
     """The other member's tell of it; without that one, nothing does."""
-    disk = make_disk(tmp_path / "disk", 80 * MIB)
-    run("sfdisk", disk, stdin="label: gpt\nsize=26MiB\nsize=26MiB\n")
-    with LoopDevice(disk) as device:
-        device.scan()
-        nodes = device.partition(1), device.partition(2)
-        lvm = Lvm(tmp_path, nodes)
-        lvm.run("pvcreate", *nodes)
-        lvm.run("vgcreate", "-s", "1m", "vg", *nodes)
+    disk = tmp_path / "disk"
+    with two_members(disk) as (lvm, nodes):
         lvm.run("pvchange", "-y", "--metadataignore", "y", nodes[1])
         lvm.create("vg", "new", 2, nodes[1])
     first, second = look(disk).layout.volumes
