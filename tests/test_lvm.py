@@ -255,6 +255,7 @@ WHOLE = {
         "LVM is moving extents of its group",
     ),
     "said twice": (replaced("max_lv = 0", "max_lv = 0\nmax_lv = 0"), "say something twice"),
+    "long name": (replaced(r"root \{", "r" * 200 + " {"), "make no sense"),
     "deep": (lambda text: "a {\n" * 100_000 + text, "nested too deeply"),
     "cut": (lambda text: text[: text.index("swap {")], "cut short"),
     "no text": (lambda text: text.replace("{", "(", 1), "not well formed"),
@@ -276,11 +277,7 @@ def test_metadata_that_prove_nothing(lab: Lab, tmp_path: Path, name: str) -> Non
     assert found.used.covers(first.start, first.end)
 
 
-def snapshot(text: str) -> str:
-    """A snapshot of vg/root, whose changed blocks are where vg/swap is."""
-    hidden = replaced(r"(swap \{\s+id = .*\s+status = )\[.*\]", r'\1["READ", "WRITE"]')(text)
-    origin = """
-snapshot0 {
+SNAPSHOT = """{
 id = "axyioC-eFWW-wQdJ-xqNL-LvMK-lhIJ-cXQuVd"
 status = ["READ", "WRITE", "VISIBLE"]
 flags = []
@@ -295,7 +292,12 @@ cow_store = "swap"
 }
 }
 """
-    return hidden.replace("logical_volumes {\n", "logical_volumes {\n" + origin)
+
+
+def snapshot(text: str) -> str:
+    """A snapshot of vg/root, whose changed blocks are where vg/swap is."""
+    hidden = replaced(r"(swap \{\s+id = .*\s+status = )\[.*\]", r'\1["READ", "WRITE"]')(text)
+    return hidden.replace("logical_volumes {\n", f"logical_volumes {{\nsnapshot0 {SNAPSHOT}")
 
 
 def thin(text: str) -> str:
@@ -343,6 +345,17 @@ def test_one_volume_in_a_state_that_is_not_known(lab: Lab, tmp_path: Path) -> No
     inside = nested(look(disk).layout.volumes[0])
     assert inside["vg/root"].reason == "LVM has work to do on it"
     assert inside["vg/span"].stored == "used"
+
+
+def test_very_many_volumes(lab: Lab, tmp_path: Path) -> None:
+    """More than anybody has would make an image's description too large."""
+    for count, stored in ((900, "used"), (1100, "raw")):
+        many = "".join(f"snapshot{number} {SNAPSHOT}" for number in range(count))
+        edit = replaced("logical_volumes {\n", "logical_volumes {\n" + many)
+        disk = edited(lab, tmp_path, edit)
+        first = look(disk).layout.volumes[0]
+        assert first.stored == stored and len(first.notes) == (stored == "used")
+        assert len("".join(first.notes)) < 200
 
 
 def test_volume_that_refers_to_itself(lab: Lab, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from tests import sample_disk
 from tests.command import imager, info
 from tests.comparing import files_of
 from tests.disks import MIB, copy_into, get, make_disk, put
-from tests.loop import LoopDevice, run
+from tests.loop import LoopDevice, mounted, run
 from tests.luks_volumes import HEADER, PASSPHRASE, decrypt, encrypt, key_file
 from tests.lvm_volumes import Lvm, make_ext4, small_group
 from tests.md_volumes import Array, write_superblock
@@ -186,15 +188,23 @@ def test_two_copies_of_a_physical_volume(tmp_path: Path, lab: Lab) -> None:
         assert (volume.stored, volume.reason) == ("raw", "there is a copy of it on the disk")
 
 
-def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
-    disk = make_disk(tmp_path / "disk", 80 * MIB)
+@contextmanager
+def two_members(disk: Path) -> Iterator[tuple[Lvm, tuple[Path, Path]]]:
+    """A disk with the group vg on both of its partitions, while these can be used."""
+    make_disk(disk, 80 * MIB)
     run("sfdisk", disk, stdin="label: gpt\nsize=26MiB\nsize=26MiB\n")
     with LoopDevice(disk) as device:
         device.scan()
         nodes = device.partition(1), device.partition(2)
-        lvm = Lvm(tmp_path, nodes)
+        lvm = Lvm(disk.parent, nodes)
         lvm.run("pvcreate", *nodes)
         lvm.run("vgcreate", "-s", "1m", "vg", *nodes)
+        yield lvm, nodes
+
+
+def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
+    disk = tmp_path / "disk"
+    with two_members(disk) as (lvm, nodes):
         old = get(nodes[1], 0, MIB)
         lvm.create("vg", "new", 2, nodes[0])
     assert {volume.stored for volume in look(disk).layout.volumes} == {"used"}
@@ -203,12 +213,52 @@ def test_a_group_whose_members_disagree(tmp_path: Path, lab: Lab) -> None:
         assert (volume.stored, volume.reason) == ("raw", "the LVM metadata on its disk differ")
 
 
+def test_a_member_without_metadata_of_its_own(tmp_path: Path) -> None:
+    """The other member's tell of it; without that one, nothing does."""
+    disk = tmp_path / "disk"
+    with two_members(disk) as (lvm, nodes):
+        lvm.run("pvchange", "-y", "--metadataignore", "y", nodes[1])
+        lvm.create("vg", "new", 2, nodes[1])
+    first, second = look(disk).layout.volumes
+    assert (first.stored, second.stored) == ("used", "used")
+    assert [child.name for child in second.children] == ["vg/new"]
+    alone = analyse(FileVolume(disk), disk, exclude=(1,)).layout.volumes[1]
+    assert alone.stored == "raw" and "belongs to no LVM group" in (alone.reason or "")
+
+
 def test_a_member_of_no_group_is_whole(tmp_path: Path) -> None:
     path = make_disk(tmp_path / "disk", 26 * MIB)
     with LoopDevice(path) as device:
         Lvm(tmp_path, (device.path,)).run("pvcreate", device.path)
     (volume,) = look(path).layout.volumes
     assert volume.stored == "raw" and "belongs to no LVM group" in (volume.reason or "")
+
+
+def test_beside_a_file_system_in_use(tmp_path: Path, lab: Lab) -> None:
+    """A live capture reads the maps again in the freeze, those in LVM and LUKS too."""
+    path = make_disk(tmp_path / "disk", 92 * MIB)
+    run("sfdisk", path, stdin="label: gpt\nsize=20MiB\nsize=26MiB\nsize=26MiB\n")
+    copy_into(lab.group, path, 21 * MIB)
+    copy_into(lab.folder / "inner", path, 47 * MIB)
+    with LoopDevice(path) as device:
+        device.scan()
+        run("mkfs.ext4", "-q", device.partition(1))
+        with mounted(device.partition(1), tmp_path / "at") as place:
+            (place / "file").write_text("in use")
+            words = ("--unlock", 3, "--key-file", lab.key)
+            imager("capture", *words, device.path, tmp_path / "image")
+    found = info(tmp_path / "image")
+    assert found["head"]["consistency"] == "frozen"
+    layout = DiskLayout.from_json(found["head"]["layout"])
+    assert kinds(layout) == [
+        ("ext4", "used"), ("LVM2_member", "used"), ("ext4", "used"), (None, "raw"),
+        ("crypto_LUKS", "used"), ("ext4", "used"),
+    ]  # fmt: skip
+    raw = tmp_path / "raw"
+    imager("export", "--raw", tmp_path / "image", raw)
+    still = look(path, {3: PASSPHRASE.encode()})
+    for start, end in still.used.clip(21 * MIB, 73 * MIB):
+        assert get(raw, start, end - start) == get(path, start, end - start)
 
 
 def test_a_bad_sector_in_what_lies_inside(lab: Lab) -> None:

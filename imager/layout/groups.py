@@ -26,6 +26,9 @@ class MemberNode(Protocol):
         """Take all of it, for `reason`."""
 
 
+_SHOWN = 5
+"""Volumes that a note names."""
+
 N = TypeVar("N", bound=MemberNode)
 AddChild = Callable[[N, View, str | None, str | None], N]
 """Called with a member, a volume in it, its name, and the reason why it is stored whole, if so."""
@@ -134,7 +137,8 @@ def assemble(assembly: Assembly[N], tree: BlockTree, add_child: AddChild[N]) -> 
             unread.append(volume.name)
     note = f"member of the LVM group {group.name}"
     if unread:
-        note += f"; stored with what they are built upon: {', '.join(unread)}"
+        more = f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else ""
+        note += f"; stored with what they are built upon: {', '.join(unread[:_SHOWN])}{more}"
     for name, node in members.items():
         known = group.members[name]
         extents = Extents.span(known.start, known.start + known.extents * group.extent_size)

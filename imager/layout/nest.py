@@ -31,6 +31,7 @@ from imager.layout.volumes import Piece, require_kind, store_raw, used_extents
 _MAX_DEPTH = 8
 """How many containers may lie in each other: encrypted LVM on a RAID has three."""
 _MAX_NODES = 1000
+"""Volumes in volumes on one disk: each is looked at, and described in the image."""
 
 CONTAINERS = frozenset({"LVM2_member", "crypto_LUKS", "linux_raid_member"})
 """blkid's names of what other volumes lie in."""
@@ -127,8 +128,12 @@ class Nest:
         while self._todo:
             while self._todo:
                 self._read(self._todo.pop())
-            for group in self._members.take():
-                assemble(group, self._tree, self._add_child)
+            for found in self._members.take():
+                if self._count + len(found.group.volumes) > _MAX_NODES:
+                    for node in found.members.values():
+                        node.store_whole("too many volumes in volumes")
+                else:
+                    assemble(found, self._tree, self._add_child)
         return self._roots
 
     def _piece(self, root: Node, everything: Extents) -> Piece:
@@ -156,7 +161,7 @@ class Nest:
         parent.children.append(child)
         self._count += 1
         try:
-            if child.depth > _MAX_DEPTH or self._count > _MAX_NODES:
+            if child.depth > _MAX_DEPTH:
                 raise NotUnderstoodError("too many volumes in volumes")
             child.identity = self._identity(view)
         except NotUnderstoodError as doubt:

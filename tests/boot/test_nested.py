@@ -43,7 +43,7 @@ def test_nested(tmp_path: Path) -> None:
         keys.press(*[DOWN] * 7, ENTER)
         vm.serial.wait("This is a shell", LONG)
         vm.serial.send("mount -L WORK /mnt && sh /mnt/nested.sh\r")
-        ended = vm.serial.wait("NESTED (is well|failed at: [^\r\n]*)", LONG)
+        ended = vm.serial.wait("NESTED (is well|failed at: [^\r\n]*)[\r\n]", LONG)
         said = vm.serial.text
     assert ended[1] == "is well", "\n".join(said.splitlines()[-60:])
     for image in ("open", "unlocked", "live"):
@@ -51,7 +51,7 @@ def test_nested(tmp_path: Path) -> None:
         lines = re.findall(r"^(\S+/\S+|\S+) (used|raw) (\d+) ", part, re.MULTILINE)[:6]
         assert {way: [w for w, *_ in lines].count(way) for way, *_ in lines} == _USED, image
         assert {stored for _, stored, _ in lines} == {"used"}, image
-        assert all(int(percent) < 70 for _, _, percent in lines), image
+        assert all(int(percent) < 80 for _, _, percent in lines), image
 
 
 _PHASES = {"open": "open", "unlocked": "closed", "live": "mounted"}

@@ -20,6 +20,7 @@ _SECTOR = 512
 _MAX_EXTENTS = 1 << 32
 _MAX_SEGMENTS = 100_000
 _MAX_STRIPES = 1 << 8
+_MAX_NAME = 127
 _GROUP_STATUS = {"RESIZEABLE", "READ", "WRITE"}
 _VOLUME_STATUS = {"READ", "WRITE", "VISIBLE", "FIXED_MINOR"}
 _VOLUME_FLAGS = {"ACTIVATION_SKIP", "NOAUTOACTIVATE"}
@@ -100,6 +101,8 @@ def read_group(text: str) -> Group:
     if len(groups) != 1:
         raise NotUnderstoodError("its LVM metadata describe more than one group")
     name, group = groups[0]
+    if len(name) > _MAX_NAME:
+        raise NotUnderstoodError("LVM metadata make no sense")
     if "EXPORTED" in _words(group, "status"):
         raise NotUnderstoodError("its LVM group is exported")
     if not _words(group, "status") <= _GROUP_STATUS or _words(group, "flags"):
@@ -247,7 +250,7 @@ def _sections(group: Section, key: str) -> Iterator[tuple[str, Section]]:
     if not isinstance(found, dict):
         raise NotUnderstoodError("LVM metadata make no sense")
     for name, value in found.items():
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or len(name) > _MAX_NAME:
             raise NotUnderstoodError("LVM metadata make no sense")
         yield name, value
 
