@@ -30,7 +30,7 @@ from imager.live import snapshot, swap
 from imager.live.patches import Patches
 from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
 from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned
-from imager.live.superblocks import Superblock
+from imager.live.superblocks import Superblock, _on_disk
 from imager.live.tracefs import start_time
 from tests.fake_sysfs import FakeSystem
 from tests.live_disk import LiveDisk, by_zstd, require_same
@@ -165,6 +165,20 @@ def test_long_tables_get_more_room(stack: FakeSystem, kernel: Kernel) -> None:
     assert found is not None and len(found) == 1000
     kernel.tables[PLAIN] = [(0, 1, "linear", " " * (1 << 25))]
     assert pieces(stack.system, "dm-3", "sda") is None
+
+
+def test_file_systems_above_are_found_below(stack: FakeSystem) -> None:
+    """Through LVM and LUKS; those of volumes that are not on the disk are none of its."""
+    lines = [stack.mount_line(name, place) for name, place in (("dm-1", "/"), ("dm-2", "/home"))]
+    stack.add_process("self", [*lines, stack.mount_line("dm-3", "/read-only", "ro")])
+    found = _on_disk(stack.system, stack.node("sda"))
+    assert [(mounts[0].place, own, devices) for _, mounts, own, devices in found] == [
+        ("/", frozenset(["dm-1"]), frozenset(["dm-1", "dm-0", "sda2"])),
+        ("/home", frozenset(["dm-2"]), frozenset(["dm-2", "dm-0", "sda2", "sdb"])),
+    ]
+    assert [mounts[0].place for _, mounts, _, _ in _on_disk(stack.system, stack.node("sdb"))] == [
+        "/home"
+    ]
 
 
 def test_swap_above_device_mapper(stack: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +388,14 @@ def test_what_is_deferred_is_read_as_it_was_at_the_instant(seed: int) -> None:
     limits = Limits(0.02, 5.0)
     precopy = Precopy(disk, patches, limits, Speed(PAGE * 1e3, 0.0), 0.0, disk.clock, deferred=half)
     precopy.run()
+    if seed % 2:  # a first attempt without them is given up
+        precopy.deferred, precopy.limits = Extents(), Limits(0.0001, 0.0002)
+        disk.freeze()
+        with pytest.raises(TooBusyError):
+            precopy.instant(lambda: disk.allocated() - looked_at - patches.covered)
+        disk.frozen = False
+        precopy.deferred, precopy.limits = half, limits
+        precopy.round()
     disk.freeze()
     before = patches.covered
     precopy.instant(lambda: disk.allocated() - looked_at - patches.covered)

@@ -122,6 +122,7 @@ class Freezer:
         end where one had gone on meanwhile: what was read is then not of one instant.
         """
         begun = clock()
+        self._expired = False  # what became of an earlier freeze does not matter
         try:
             for _, wave in groupby(range(len(self._held)), lambda at: self._held[at].wave):
                 self._freeze_together(list(wave))

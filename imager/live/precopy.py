@@ -97,6 +97,8 @@ class Precopy:
     """What a snapshot will keep as it is at the instant: it need not be read inside the freeze."""
     later: Extents = field(default_factory=Extents)
     """What has to be read from there."""
+    _owed: Extents = field(default_factory=Extents)
+    """What was taken from the record of writes, but not read because something failed."""
 
     def run(self) -> None:
         """Go round until the pause would be as short as is aimed at, or gets no shorter."""
@@ -115,28 +117,28 @@ class Precopy:
 
     def round(self) -> None:
         """Read once what was written since the last time."""
-        ranges = self.writes.take()
+        ranges = self._take()
         reading = self.patches.read(ranges)
+        self._owed = Extents()
         self.speed.saw(*reading)
         self.rounds.append(reading.size)
 
     def expected_pause(self) -> float:
         """Seconds, if everything were frozen now."""
-        waiting = self.writes.waiting() - self.deferred
-        return self.overhead + self.speed.expect(self.patches.to_read(waiting))
+        return self.overhead + self.speed.expect(self.patches.to_read(self._waiting()))
 
     def require_short(self) -> None:
         """TooBusyError with the numbers where the pause would be longer than is allowed."""
         expected = self.expected_pause()
         if expected > self.limits.most:
-            waiting = self.patches.to_read(self.writes.waiting() - self.deferred).total
+            waiting = self.patches.to_read(self._waiting()).total
             raise TooBusyError(
                 f"the disk is written faster than it is read again: after {len(self.rounds)} "
                 f"rounds {format_size(waiting)} are left, a pause of about {expected:.1f} s, more "
                 f"than the {self.limits.most:g} s of --max-pause: capture at a quieter time, or "
                 "allow a longer pause"
             )
-        if not self.patches.fits(self.writes.waiting()):
+        if not self.patches.fits(self._waiting()):
             raise _no_room()
 
     def instant(self, unread: Callable[[], Extents]) -> None:
@@ -148,16 +150,16 @@ class Precopy:
         """
         begun = self.clock()
         total = 0
-        self.later = Extents()
         for attempt in range(_ATTEMPTS):
             idle = self.writes.idle()
-            ranges = self.writes.take()
+            ranges = self._take()
             if attempt and idle and not ranges:
                 self.writes.verify()
                 self.rounds.append(total)
                 return
             if ranges or not attempt:
                 total += self._read_now(ranges, begun)
+                self._owed = Extents()
                 total += self._read_now(unread(), begun)
             if self.clock() - begun > self.limits.most:
                 break
@@ -165,6 +167,14 @@ class Precopy:
             "something writes to the disk past its file systems, and does not stop while they are "
             "frozen: nothing of this capture is kept"
         )
+
+    def _take(self) -> Extents:
+        """What was written since the last time, and what is owed from then; to be read now."""
+        self._owed |= self.writes.take()
+        return self._owed
+
+    def _waiting(self) -> Extents:
+        return (self.writes.waiting() | self._owed) - self.deferred
 
     def _read_now(self, ranges: Extents, begun: float) -> int:
         self.later |= ranges & self.deferred
