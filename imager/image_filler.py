@@ -59,6 +59,8 @@ class _Work(NamedTuple):
 ReadChunk = Callable[[ChunkRun], tuple[bytearray, list[tuple[int, int]]]]
 """Gives a chunk with zeros where nothing is used, and what of it could not be read."""
 
+_WAITING = 2
+"""Threads more than cores, where most of the work is to wait for the disk: it is never left idle."""
 _BATCH = 4
 """Chunks that a thread takes at a time from a disk that is compared with a parent: nearly all of them
 are soon done with, and handing over each by itself takes a third as long as hashing it."""
@@ -94,6 +96,8 @@ class ImageFiller:
             salvage if settings.continue_on_read_error else None,
         )
         self.threads = thread_count(settings.threads)
+        if parent is not None and settings.threads is None and device.streams:
+            self.threads += _WAITING
         remains = None
         if settings.resume and isinstance(sink, FileSink):
             plan = CapturePlan(head, self._used, unused, analysis.excluded, parent)

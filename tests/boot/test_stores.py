@@ -37,7 +37,7 @@ night() {
 night 0 ""
 night 1 "a b c d e f g h i j k l"
 night 2 "a b"
-ls -R /s/store
+find /s/store -name '*.img*'
 imager list /s/store
 sync
 before=$(df --output=used -k /s | tail -1)
