@@ -630,6 +630,21 @@ def make_by_hand(clusters: int, fat_sectors: int) -> bytearray:
     return image
 
 
+@pytest.mark.parametrize("image", ["fat16"], indirect=True)
+def test_a_size_that_makes_another_type_of_it(image: bytearray) -> None:
+    """Entries of 12 bits instead of 16: other clusters would be free."""
+    layout = bpb(image)
+    before = read(image)
+    image[54:62] = b"FAT     "  # the name says nothing then
+    assert read(image) == before
+    image[54:62] = b"FAT16   "
+    sectors = (layout.data + 4000 * layout.cluster) // 512
+    struct.pack_into("<H", image, 19, sectors if sectors < 1 << 16 else 0)
+    struct.pack_into("<I", image, 32, 0 if sectors < 1 << 16 else sectors)
+    with pytest.raises(NotUnderstoodError, match="name of the FAT type"):
+        read(image)
+
+
 @pytest.mark.parametrize("clusters", [4083, 4084, 4085, 4086, 4087, 65524, 65525])
 def test_the_number_of_clusters_decides_between_fat12_and_fat16(clusters: int) -> None:
     bits = 12 if clusters < 4085 else 16

@@ -76,6 +76,11 @@ _DISPUTED_COUNTS = (4085, 4086)
 """FAT16 by the specification, FAT12 to Windows NT; formatting tools stay away from them."""
 
 
+_TYPE_SIGNATURE = 0x29
+_TYPE_AT = 54  # BS_FilSysType of FAT12 and FAT16
+_TYPES = {b"FAT12   ": 12, b"FAT16   ": 16}
+
+
 class Kind(NamedTuple):
     """A type of FAT; section "FAT Data Structure"."""
 
@@ -163,7 +168,22 @@ def _fat16_layout(sector: bytes, boot: BootSector) -> Layout:
         state=_state(sector, _BOOT_SECTOR.size),
     )
     _check_room(layout)
+    _check_type(sector, layout)
     return layout
+
+
+def _check_type(sector: bytes, layout: Layout) -> None:
+    """Refuse a boot sector that names the other of FAT12 and FAT16.
+
+    The name does not decide, and many have none. But a damaged number of sectors makes one type of
+    the other, and a table read with entries of another width has zeros in other places.
+    """
+    drive = DriveFields._make(_DRIVE_FIELDS.unpack_from(sector, _BOOT_SECTOR.size))
+    named = _TYPES.get(sector[_TYPE_AT : _TYPE_AT + 8], layout.kind.bits)
+    if drive.BS_BootSig == _TYPE_SIGNATURE and named != layout.kind.bits:
+        raise NotUnderstoodError(
+            "number of clusters and name of the FAT type contradict each other"
+        )
 
 
 def _fat32_layout(sector: bytes, boot: BootSector, more: Fat32Fields) -> Layout:
