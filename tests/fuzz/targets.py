@@ -13,6 +13,10 @@ from imager.extents import Extents
 from imager.filesystems import Volume, read_allocation
 from imager.layout.analyse import analyse
 from imager.layout.blkid import Identity
+from imager.layout.luks.header import read_header
+from imager.layout.lvm.group import read_group
+from imager.layout.lvm.label import read_label
+from imager.layout.md import read_member
 from imager.layout.relocate import relocate
 from imager.layout.table import read_table
 from tests.fuzz import volumes
@@ -45,6 +49,8 @@ class Target:
     loss_anyway: int = 0
     """Bytes that the map may lose besides: what the last transactions of a log put to use. A log
     of which these are hit ends before them, for the kernel as well."""
+    root: bool = False
+    """Whether only root can make it."""
 
 
 def _allocation(kind: str) -> Callable[[Volume], Extents]:
@@ -102,6 +108,50 @@ def _found(volume: Volume, kinds: tuple[str, ...]) -> Extents:
     return Extents.span(0, volume.size)
 
 
+def _looked_at(look: Callable[[Volume], object]) -> Callable[[Volume], Extents]:
+    """For what is no map by itself: only how the look ends is judged."""
+
+    def read(volume: Volume) -> Extents:
+        look(volume)
+        return Extents.span(0, volume.size)
+
+    return read
+
+
+def _read_lvm(volume: Volume) -> None:
+    for text in read_label(volume).metadata:
+        read_group(text)
+
+
+def _xfs(name: str, crashed: bool) -> Target:
+    """Checksums cover all; a log may end before its last transactions."""
+    make = partial(volumes.xfs, crashed=crashed)
+    return Target(
+        name, make, _allocation("xfs"), _XFS, _MIB, True, 4 * _MIB if crashed else 0, True
+    )
+
+
+def _btrfs(name: str, options: str, size: int) -> Target:
+    make = partial(volumes.btrfs, options=options, size=size)
+    return Target(name, make, _allocation("btrfs"), (_CRC32C,), _MIB, True)
+
+
+def _f2fs(name: str, case: str) -> Target:
+    """The SIT has no checksums."""
+    make = partial(volumes.f2fs, case=case)
+    return Target(name, make, _allocation("f2fs"), _F2FS, 8 * 4 * _KIB)
+
+
+def _md(version: str) -> Target:
+    make = partial(volumes.md, version=version)
+    return Target(f"md-{version}", make, _looked_at(read_member), ("imager.layout.md._sum_1",))
+
+
+def _luks(version: int, *checksums: str) -> Target:
+    make = partial(volumes.luks, version=version)
+    return Target(f"luks{version}", make, _looked_at(read_header), checksums)
+
+
 def _ext(name: str, options: str, *checksums: str, per_bit: int = _KIB) -> Target:
     """A file system that is in order, without the kernel."""
     make = partial(volumes.ext, options=options.split())
@@ -129,6 +179,10 @@ def _hfsplus(name: str, journal: bool) -> Target:
     return Target(name, make, _allocation("hfsplus"), (), 8 * 2 * _KIB)
 
 
+_XFS = ("imager.filesystems.xfs.checksum.crc32c", "imager.filesystems.xfs.record.crc32c")
+_F2FS = ("imager.filesystems.f2fs.superblock.crc", "imager.filesystems.f2fs.checkpoint.crc")
+_EXFAT = ("imager.filesystems.exfat.boot.checksum", "imager.filesystems.exfat.directory.checksum")
+_KINDS = ("btrfs", "exfat", "ext4", "f2fs", "hfsplus", "ntfs", "swap", "vfat", "xfs")
 _NO_SUM = "-O ^metadata_csum,^uninit_bg"
 
 TARGETS: tuple[Target, ...] = (
@@ -148,6 +202,7 @@ TARGETS: tuple[Target, ...] = (
         8 * _KIB,
         True,
         _MIB,
+        True,
     ),
     _fat("fat12", 2 * _MIB, "-F 12 -s 2", _KIB),
     _fat("fat16", 8 * _MIB, "-F 16 -s 2", _KIB),
@@ -157,14 +212,25 @@ TARGETS: tuple[Target, ...] = (
     Target("ntfs-log", volumes.ntfs_logged, _allocation("ntfs"), (), 8 * 4 * _KIB),
     _hfsplus("hfsplus", journal=False),
     _hfsplus("hfsplus-journal", journal=True),
+    _xfs("xfs", crashed=False),
+    _xfs("xfs-log", crashed=True),
+    _btrfs("btrfs", "--mixed -d single -m single", 24 * _MIB),
+    _btrfs("btrfs-dup", "-d single -m dup", 160 * _MIB),
+    Target("exfat", volumes.exfat, _allocation("exfat"), _EXFAT, 8 * 512, root=True),
+    _f2fs("f2fs", "smallest"),
+    _f2fs("f2fs-features", "features"),
+    _luks(1),
+    _luks(2, "hashlib.new", "hashlib.sha256"),
+    Target(
+        "lvm", volumes.lvm, _looked_at(_read_lvm), ("imager.layout.lvm.label.checksum",), root=True
+    ),
+    *(_md(version) for version in ("0.90", "1.0", "1.1", "1.2")),
     Target("swap", volumes.swap, _allocation("swap"), (), 0),
     Target("gpt", volumes.gpt, _table, (_CRC32,), _MIB, True),
     Target("gpt-relocated", volumes.gpt, _relocated, (_CRC32,)),
     Target("mbr", volumes.mbr, _table),
     Target("disk", volumes.disk, _disk, (_CRC32, _CRC32C), 2 * 4 * _KIB),
-    Target(
-        "noise", volumes.noise, partial(_found, kinds=("ext4", "hfsplus", "ntfs", "swap", "vfat"))
-    ),
+    Target("noise", volumes.noise, partial(_found, kinds=_KINDS)),
 )
 """All of them; of those that the kernel has to make, only root has any."""
 
@@ -172,4 +238,4 @@ TARGETS: tuple[Target, ...] = (
 def available() -> dict[str, Target]:
     """The targets that can be made here, by name."""
     as_root = os.geteuid() == 0
-    return {t.name: t for t in TARGETS if as_root or t.make is not volumes.ext_fast_commit}
+    return {target.name: target for target in TARGETS if as_root or not target.root}

@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import ext_images
+from tests import btrfs_images, exfat_images, ext_images, f2fs_images, xfs_images
 from tests.disks import make_disk, put, run
 from tests.ext_logs import HandMade
 from tests.hfsplus_images import add_journal, populated
+from tests.loop import LoopDevice
+from tests.lvm_volumes import Lvm
+from tests.md_volumes import Array, write_superblock
 from tests.ntfs_images import restart_page, runs_of
 
 LOGGED_BYTES = 64 << 10
@@ -92,6 +95,61 @@ def hfsplus(folder: Path, journal: bool) -> Path:
         add_journal(volume)
     path = folder / "volume"
     path.write_bytes(volume.data)
+    return path
+
+
+def xfs(folder: Path, crashed: bool) -> Path:
+    """XFS with files; perhaps with a log that has to be replayed. Needs root."""
+    return xfs_images.small_volume(folder, crashed).rename(folder / "volume")
+
+
+def btrfs(folder: Path, options: str, size: int) -> Path:
+    """btrfs with files, by mkfs.btrfs alone."""
+    return btrfs_images.small(folder, options, size).rename(folder / "volume")
+
+
+def exfat(folder: Path) -> Path:
+    """exFAT with files, through FUSE; needs root."""
+    case = exfat_images.CASES["smallest"]
+    path = exfat_images.make(folder / "volume", case)
+    with exfat_images.opened(path, folder / "place", case) as place:
+        exfat_images.fill(place, case.size // 2, 1)
+    return path
+
+
+def f2fs(folder: Path, case: str) -> Path:
+    """F2FS with files, by mkfs.f2fs and sload.f2fs."""
+    path = f2fs_images.make(folder / "volume", f2fs_images.CASES[case])
+    f2fs_images.fill(path, folder / "tree", 1)
+    return path
+
+
+def luks(folder: Path, version: int) -> Path:
+    """An empty LUKS volume."""
+    path = make_disk(folder / "volume", 20 * _MIB)
+    key = folder / "key"
+    key.write_text("x")
+    words = ["--type", f"luks{version}", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
+    run("cryptsetup", "luksFormat", "-q", *words, "--key-file", key, path)
+    return path
+
+
+def lvm(folder: Path) -> Path:
+    """A physical volume with five logical ones; needs root."""
+    path = make_disk(folder / "volume", 64 * _MIB)
+    with LoopDevice(path) as device:
+        tools = Lvm(folder, (device.path,))
+        tools.run("pvcreate", "-ff", "-y", device.path)
+        tools.run("vgcreate", "-s", "1m", "group", device.path)
+        for number in range(5):
+            tools.create("group", f"volume{number}", 3 + number, device.path)
+    return path
+
+
+def md(folder: Path, version: str) -> Path:
+    """A member of a RAID1."""
+    path = make_disk(folder / "volume", 8 * _MIB)
+    write_superblock(path, Array(version=version))
     return path
 
 
