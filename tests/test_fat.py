@@ -392,6 +392,14 @@ def test_tables_that_differ(image: bytearray) -> None:
         read(image)
 
 
+@pytest.mark.parametrize("image", ["fat12"], indirect=True)
+def test_a_table_more_than_the_boot_sector_says(image: bytearray) -> None:
+    assert image[16] == 2
+    image[16] = 1
+    with pytest.raises(NotUnderstoodError, match="more file allocation tables"):
+        read(image)
+
+
 @pytest.mark.parametrize("tables", [1, 3, 4])
 def test_number_of_tables(tables: int, tmp_path: Path) -> None:
     path = tmp_path / "volume.img"

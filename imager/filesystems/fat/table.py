@@ -28,18 +28,33 @@ _MOST_UNUSED = 1 << 20
 def check_first_entries(volume: Volume, layout: Layout) -> int:
     """Check FAT[0] and FAT[1] of each table; return FAT[1] of the first, with its flags.
 
-    FAT[0] is BPB_Media with all other bits set, FAT[1] an end-of-chain mark but for the flags.
+    FAT[0] is BPB_Media with all other bits set, FAT[1] an end-of-chain mark but for the flags. What
+    follows the last table may not begin like this: the root directory and the clusters would lie
+    elsewhere than the boot sector says.
     """
-    kind = layout.kind
     flags = []
     for fat in layout.fats:
-        pair = int.from_bytes(volume.read(fat, kind.bits // 4), "little")
-        if pair & kind.mask != kind.mask & ~0xFF | layout.media:
+        media, second = _first_entries(volume, layout, fat)
+        if not media:
             raise NotUnderstoodError("file allocation table does not begin with the media type")
-        flags.append(pair >> kind.bits & kind.mask)
-        if flags[-1] | kind.clean | kind.no_error | 7 != kind.mask:
+        if second is None:
             raise NotUnderstoodError("second entry of the file allocation table makes no sense")
+        flags.append(second)
+    behind = layout.data if layout.kind is FAT32 else layout.root
+    media, second = _first_entries(volume, layout, behind)
+    if media and second is not None:
+        raise NotUnderstoodError("more file allocation tables than the boot sector says")
     return flags[0]
+
+
+def _first_entries(volume: Volume, layout: Layout, offset: int) -> tuple[bool, int | None]:
+    """Whether the first two entries at an offset are a table's; the second, None if it is not."""
+    kind = layout.kind
+    pair = int.from_bytes(volume.read(offset, kind.bits // 4), "little")
+    second = pair >> kind.bits & kind.mask
+    makes_sense = second | kind.clean | kind.no_error | 7 == kind.mask
+    media = pair & kind.mask == kind.mask & ~0xFF | layout.media
+    return media, second if makes_sense else None
 
 
 def check_length(volume: Volume, layout: Layout) -> None:
