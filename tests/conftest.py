@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from imager.disk import mapper
 from imager.rescue import media
+from tests.fake_mapper import Kernel
 from tests.small_disk import Small, make_small
 
 
@@ -14,6 +16,15 @@ from tests.small_disk import Small, make_small
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     """The small disk and its image; not to be changed."""
     return make_small(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """The kernel's device-mapper, stood in for."""
+    made = Kernel()
+    monkeypatch.setattr("imager.disk.mapper.fcntl.ioctl", made.ioctl)
+    monkeypatch.setattr(mapper, "_CONTROL", "/dev/null")
+    return made
 
 
 @pytest.fixture(autouse=True)

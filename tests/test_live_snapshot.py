@@ -6,22 +6,18 @@ real ones a machine captures itself in `tests/boot/test_live.py`.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
 from imager.capture import CaptureOptions, capture
 from imager.check import check
-from imager.disk import mapper
 from imager.disk.mapper import Piece, pieces
 from imager.errors import RefusedError
 from imager.extents import Extents
@@ -32,6 +28,7 @@ from imager.live.precopy import Limits, Precopy, Speed, TooBusyError
 from imager.live.snapshot import SnapshotError, Snapshots, remove_abandoned
 from imager.live.superblocks import Superblock, _on_disk
 from imager.live.tracefs import start_time
+from tests.fake_mapper import Kernel
 from tests.fake_sysfs import FakeSystem
 from tests.live_disk import LiveDisk, by_zstd, require_same
 from tests.loop import LoopDevice
@@ -42,49 +39,6 @@ SDA, SDA2, SDB, OPENED, ROOT, HOME, PLAIN = (
     os.makedev(*number)
     for number in ((8, 0), (8, 2), (8, 16), (254, 0), (254, 1), (254, 2), (254, 3))
 )
-
-
-_IOCTL = fcntl.ioctl
-
-
-class Kernel:
-    """Tables of device-mapper devices, packed as the kernel answers."""
-
-    def __init__(self) -> None:
-        self.tables: dict[int, list[tuple[int, int, str, str]]] = {}
-        """By device number: first sector, sectors, type, parameters."""
-        self.buffers: list[bytearray] = []
-
-    def ioctl(self, fd: int, request: int, *more: Any) -> Any:
-        if request == 3 << 30 | 312 << 16 | 0xFD << 8 | 12:  # DM_TABLE_STATUS
-            return self._answer(*more)
-        return _IOCTL(fd, request, *more)
-
-    def _answer(self, buffer: bytearray) -> None:
-        self.buffers.append(buffer)
-        (number,) = struct.unpack_from("=Q", buffer, 40)
-        number = os.makedev(number >> 8 & 0xFFF, number & 0xFF)
-        if number not in self.tables:
-            raise OSError(errno.ENXIO, "no such device")
-        answer = b""
-        for start, length, kind, text in self.tables[number]:
-            body = text.encode() + b"\0"
-            body += bytes(-len(body) % 8)
-            following = len(answer) + 40 + len(body)
-            answer += struct.pack("=QQiI16s", start, length, 0, following, kind.encode()) + body
-        struct.pack_into("=I", buffer, 20, len(self.tables[number]))
-        full = 312 + len(answer) > len(buffer)
-        struct.pack_into("=I", buffer, 28, 1 << 8 if full else 0)
-        if not full:
-            buffer[312 : 312 + len(answer)] = answer
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made = Kernel()
-    monkeypatch.setattr("imager.disk.mapper.fcntl.ioctl", made.ioctl)
-    monkeypatch.setattr(mapper, "_CONTROL", "/dev/null")
-    return made
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ _FIRST_ROOM, _MOST_ROOM = 1 << 14, 1 << 24
 # Parameters of the targets that keep the order of bytes. A crypt target's second one is the key.
 _LINEAR = re.compile(rb"(?P<device>\d+:\d+) (?P<offset>\d+)")
 _CRYPT = re.compile(rb"\S+ \S+ \d+ (?P<device>\d+:\d+) (?P<offset>\d+)")
+_CRYPT_KEY = re.compile(rb"([!-~]+) [!-~]+ ([ -~]*)")
 _STRIPED = re.compile(rb"(?P<count>\d+) (?P<chunk>\d+)(?P<stripes>(?: \d+:\d+ \d+)+)")
 _ORIGIN = re.compile(rb"(?P<device>\d+:\d+)")
 _MAX_PIECES = 1 << 20
@@ -63,6 +64,24 @@ class _Target(NamedTuple):
 def status(number: int) -> list[tuple[bytes, bytes]]:
     """Type and state of each target of the device `number`; OSError where it is none of dm's."""
     return [(kind, bytes(text)) for _, _, kind, text in _targets(number, 0)]
+
+
+def table(number: int) -> list[tuple[int, int, str, str]]:
+    """Start and size in bytes, type and parameters of each target of the device `number`.
+
+    In the place of a key stands a hyphen. OSError or ValueError where there is no such table.
+    """
+    return [
+        (start, size, kind.decode("ascii", "replace"), _without_key(kind, text))
+        for start, size, kind, text in _targets(number, _DM_STATUS_TABLE_FLAG)
+    ]
+
+
+def _without_key(kind: bytes, text: memoryview) -> str:
+    if kind != b"crypt":
+        return bytes(text).decode("ascii", "replace")
+    words = _CRYPT_KEY.match(text)
+    return f"{words[1].decode()} - {words[2].decode()}" if words else ""
 
 
 def pieces(system: System, name: str, disk: str) -> tuple[Piece, ...] | None:

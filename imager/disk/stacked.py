@@ -6,12 +6,12 @@ Only looked at: nothing is activated, assembled or opened here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from imager.disk import programs
+from imager.disk import mapper
 from imager.disk.sysfs import BlockTree
-from imager.errors import MissingToolError
 
 _SECTOR = 512
 
@@ -33,17 +33,12 @@ def table(tree: BlockTree, name: str) -> tuple[Target, ...]:
     if not minor or tree.attribute(name, "dm/suspended") != "0":
         return ()
     try:
-        done = programs.run("dmsetup", "dmsetup", "table", "--major", major, "--minor", minor)
-    except MissingToolError:
+        return tuple(
+            Target(start, size, kind, tuple(text.split()))
+            for start, size, kind, text in mapper.table(os.makedev(int(major), int(minor)))
+        )
+    except (OSError, ValueError):
         return ()
-    found = []
-    for line in done.stdout.splitlines():
-        start, size, kind, *words = [*line.split(), "", "", ""]
-        if not (start.isdecimal() and size.isdecimal()):
-            return ()
-        end = len(words) - 3
-        found.append(Target(int(start) * _SECTOR, int(size) * _SECTOR, kind, tuple(words[:end])))
-    return () if done.returncode else tuple(found)
 
 
 def opened_luks(
