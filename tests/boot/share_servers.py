@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imager.disk.programs import find
+from tests.boot.vm import die_with_parent
 from tests.loop import run
 
 HOST = "10.0.2.2"
