@@ -27,6 +27,8 @@ LIVE_MEDIUM = Path("/run/live/medium")
 """Where the running rescue system has mounted what it was booted from."""
 LIVE_LABEL = "IMAGER_LIVE"
 """The label of what it is booted from, also where that was copied to memory and let go."""
+EFI_LABEL = "IMAGER_EFI"
+"""The label of what UEFI starts it from: no place for anything else."""
 DATA_LABEL = "IMAGER_DATA"
 """The stick's own partition for images, logs and the record of jobs."""
 STATE = Path("/run/imager")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from imager.errors import WriteFailedError
 from imager.rescue.media import (
+    EFI_LABEL,
     MediaVolume,
     folder_volume,
     is_writable,
@@ -38,6 +39,7 @@ def choose_volume(
         volume
         for volume in session.machine.volumes()
         if is_writable(volume) and volume.disk is not None and volume.disk.name != without
+        if volume.label != EFI_LABEL
     ]
     others = [volume for volume in volumes if own is None or volume.path != own.path]
     others += (_share_volume(share) for share in session.shares)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imager.disk.programs import find
+from tests.boot.vm import die_with_parent
 from tests.loop import run
 
 HOST = "10.0.2.2"
@@ -111,7 +112,13 @@ def free_port() -> int:
 @contextmanager
 def _running(command: Sequence[str], port: int, log: Path) -> Iterator[None]:
     """A server as long as this lasts, from when it listens."""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as server:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        # Samba ends its whole process group.
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    ) as server:
         try:
             _wait_for(port, server, log)
             yield

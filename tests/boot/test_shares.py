@@ -24,9 +24,10 @@ from tests.small_disk import SMALL_SIZE, Small, garbage
 
 MACHINE = "office-pc"
 TARGET = "S6PXNZ0R401234"
-CARD = "enp0s16"
-"""What a card in that place on the bus is called."""
-NETWORK = ("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,addr=0x10")
+CARD = "eth0"
+"""What the card is called where the kernel line says that names do not tell of slots."""
+_NAMES = "net.ifnames=0"
+NETWORK = ("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net")
 LONG = 900
 _NO_DHCP = "/run/systemd/network/70-none.network"
 
@@ -39,8 +40,10 @@ def lent(folder: Path, small: Small) -> Path:
     return place
 
 
-def medium() -> VmDisk:
-    return VmDisk(ci_medium(), "usb", keep=False)
+def medium(folder: Path, words: str = "") -> VmDisk:
+    """The medium with `words` on its kernel line."""
+    iso = with_orders(ci_medium(), f"{_NAMES} {words}", folder / "medium.iso")
+    return VmDisk(iso, "usb", keep=False)
 
 
 def in_the_shell(keys: Keys, vm: Vm, *commands: str) -> None:
@@ -59,7 +62,7 @@ def test_smb_without_dhcp(small: Small, tmp_path: Path) -> None:
     target = garbage(tmp_path / "target", SMALL_SIZE)
     with (
         smb_server(lent(tmp_path, small), tmp_path / "smb") as port,
-        Vm([medium(), VmDisk(target, "sata", TARGET)], options=NETWORK) as vm,
+        Vm([medium(tmp_path), VmDisk(target, "sata", TARGET)], options=NETWORK) as vm,
     ):
         keys = Keys(vm)
         keys.start()
@@ -111,7 +114,7 @@ def test_saved_onto_nfs(small: Small, tmp_path: Path) -> None:
     old = clone(small.disk, tmp_path / "old")
     with (
         nfs_server(place, tmp_path / "nfs") as port,
-        Vm([medium(), VmDisk(old, "sata", TARGET)], options=NETWORK) as vm,
+        Vm([medium(tmp_path), VmDisk(old, "sata", TARGET)], options=NETWORK) as vm,
     ):
         keys = Keys(vm)
         keys.start()
@@ -146,8 +149,7 @@ def test_job_from_nfs(small: Small, tmp_path: Path) -> None:
             f"imager.share=nfs://{HOST}:{port}{NFS_PATH} "
             f"imager.image=share:/{MACHINE}.img imager.target=serial:{TARGET}"
         )
-        iso = with_orders(ci_medium(), words, tmp_path / "medium.iso")
-        disks = [VmDisk(iso, "usb", keep=False), VmDisk(target, "sata", TARGET)]
+        disks = [medium(tmp_path, words), VmDisk(target, "sata", TARGET)]
         with Vm(disks, options=NETWORK) as vm:
             vm.serial.wait("The restore is finished", LONG)
             vm.wait_off(LONG)

@@ -150,7 +150,7 @@ class Vm:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         try:
             self.serial = Serial(self._connect("serial"))
@@ -266,5 +266,6 @@ def _disk_words(number: int, disk: VmDisk, ports: itertools.count[int]) -> list[
     return ["-drive", drive, "-device", words + (f",serial={serial}" if serial else "")]
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a process just made: be killed as soon as the test ends, however it does."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
