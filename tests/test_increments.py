@@ -700,3 +700,19 @@ def test_parents_that_lie_elsewhere(nights: Chain, tmp_path: Path) -> None:
     assert "holds the image" in failure(
         "restore", "--yes", image, places[0] / "moved.img", *words, status=5
     )
+
+
+def test_a_chain_checked_in_one_go(nights: Chain, tmp_path: Path) -> None:
+    """What one image has proved is not looked at again for the next; what is damaged is."""
+    for number in range(3):
+        shutil.copy(nights.path(number), tmp_path)
+    images = [tmp_path / f"night-{number}.img" for number in (2, 0, 1)]
+    assert imager("check", *images).out.count(": ok (") == 3
+    data = bytearray(images[1].read_bytes())
+    data[frame_of(images[1], 2) + 100] ^= 1
+    images[1].write_bytes(data)
+    reports = json.loads(imager("check", "--json", *images, status=4).out)
+    alone = [json.loads(imager("check", "--json", image, status=4).out) for image in images]
+    for report in (*reports, *alone):
+        del report["seconds"]
+    assert reports == alone

@@ -14,6 +14,7 @@ from imager.cli.arguments import add_common, add_parents, add_threads
 from imager.cli.progress import ProgressDisplay
 from imager.cli.text import printable, say
 from imager.errors import EXIT_DEGRADED, EXIT_OK, ImageError, ImagerError, VerifyError
+from imager.proved import ProvedChunks
 from imager.store.checking import note_check
 from imager.words.check import lost_volumes, report_lines
 
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; the status is that of the worst image."""
     statuses: list[int] = []
     reports: list[dict[str, object]] = []
+    proved = ProvedChunks()  # images of one chain share most of what they are made of
     for path in arguments.images:
         try:
             with ProgressDisplay(arguments.quiet) as progress:
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
                     threads=arguments.threads,
                     progress=progress,
                     parents=arguments.parents,
+                    proved=proved,
                 )
         except ImagerError as error:
             if len(arguments.images) == 1:
