@@ -28,6 +28,16 @@ echo "mount error(13): Permission denied" >&2
 exit 32
 """
 
+OLD_NFS = """\
+#!/bin/sh
+echo "$*" >> {log}
+case "$*" in
+    *vers=4.1*) echo "mount.nfs: Protocol not supported" >&2 ;;
+    *) echo "mount.nfs: access denied by server" >&2 ;;
+esac
+exit 32
+"""
+
 
 @pytest.fixture
 def served(tmp_path: Path, small: Small) -> Iterator[Share]:
@@ -108,12 +118,29 @@ def images(dead: Lab, served: Share) -> None:
     assert "cannot be mounted" in search(session).problems[0]
 
 
-def test_password_for_smb(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, log = tmp_path / "bin/mount.cifs", tmp_path / "log"
-    program.parent.mkdir()
-    program.write_text(CIFS.format(log=log))
+def pretend(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, text: str) -> Path:
+    """Put a program of that name first in the way; what it notes is in the file that is returned."""
+    program, log = folder / "bin" / name, folder / "log"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(text.format(log=log))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return log
+
+
+def test_nfs_of_an_old_server(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, tmp_path, "mount.nfs", "")
+    log = pretend(monkeypatch, tmp_path, "mount", OLD_NFS)
+    share = Share("nfs", "nas", "/images", 2050)
+    with pytest.raises(ReadFailedError, match="access denied"), mounted_share(share, state):
+        pass
+    first, second = log.read_text().splitlines()
+    assert "vers=4.1" in first and first.replace(",vers=4.1", "") == second
+    assert "port=2050" in second and "nas:/images" in second
+
+
+def test_password_for_smb(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = pretend(monkeypatch, tmp_path, "mount.cifs", CIFS)
     share = Share("smb", "nas", "backup", user="anna", domain="WORK", password="a, b")
     with pytest.raises(ReadFailedError, match=r"mount error\(13\)"), mounted_share(share, state):
         pass

@@ -33,6 +33,9 @@ _ADDRESSES = (
     ("nfs", re.compile(rf"{_HOST}:(?P<path>/(?!/).*)", re.A)),
 )  # fmt: skip
 _HARMLESS = "nosuid,nodev,noexec"
+_NFS_VERSION = ",vers=4.1"
+"""Tried first: with 4.2 Linux 6.6 and later read by READ_PLUS, which NFS-Ganesha before 6.2 answers wrongly
+(nfs-ganesha issue 1188)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,25 @@ def _mount(share: Share, place: Path, state: Path, write: bool) -> None:
     command, secret, environ = {"smb": _smb, "nfs": _nfs, "ssh": _ssh}[share.kind](
         share, place, mode, state
     )
+    done = _run(share, command, secret, environ)
+    if done.returncode and share.kind == "nfs" and "not supported" in done.stderr:
+        done = _run(share, [word.replace(_NFS_VERSION, "") for word in command], secret, environ)
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = printable(said[-1] if share.kind == "ssh" and said else said[0] if said else "")
+        raise ReadFailedError(
+            f"{share.address} cannot be mounted: {reason or 'no reason given'} "
+            "(are address, user and password right?)"
+        )
+
+
+def _run(
+    share: Share, command: list[str], secret: str, environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a mounting program; ReadFailedError where it takes too long."""
     try:
         with _memory_file(environ) as (more, fds):
-            done = subprocess.run(
+            return subprocess.run(
                 command,
                 input=secret,
                 capture_output=True,
@@ -136,13 +155,6 @@ def _mount(share: Share, place: Path, state: Path, write: bool) -> None:
         raise ReadFailedError(
             f"{share.address} has not answered for {SECONDS} seconds: is it reachable?"
         ) from None
-    if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = printable(said[-1] if share.kind == "ssh" and said else said[0] if said else "")
-        raise ReadFailedError(
-            f"{share.address} cannot be mounted: {reason or 'no reason given'} "
-            "(are address, user and password right?)"
-        )
 
 
 _Command = tuple[list[str], str, str]
@@ -167,7 +179,7 @@ def _smb(share: Share, place: Path, mode: str, state: Path) -> _Command:
 
 def _nfs(share: Share, place: Path, mode: str, state: Path) -> _Command:
     programs.find("mount.nfs", "nfs-common")
-    options = [mode, _HARMLESS, "nolock", "soft", "timeo=150", "retry=0"]
+    options = [mode, _HARMLESS + _NFS_VERSION, "nolock", "soft", "timeo=150", "retry=0"]
     options += [f"port={share.port}"] if share.port else []
     program = programs.find("mount", "util-linux")
     words = [program, "--types", "nfs", "--options", ",".join(options)]
