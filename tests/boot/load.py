@@ -107,7 +107,7 @@ def check(root: Path, home: Path, esp: Path) -> tuple[int, int]:
 
 
 def _check_esp(data: bytes, done: int) -> None:
-    number = int(data[:12]) if data else 0
+    number = int(data[:12]) if data[:12].isdigit() else 0
     expected = done // EACH * EACH
     if number != expected and not (done == expected and number == expected - EACH):
         raise Wrong(f"the ESP has record {number}, but {done} steps are done")
@@ -134,7 +134,7 @@ def _log(place: Path) -> list[str]:
     data = place.read_bytes()
     records = [data[at : at + RECORD] for at in range(0, len(data), RECORD)]
     for number, record in enumerate(records, 1):
-        if len(record) != RECORD or int(record[:12]) != number:
+        if len(record) != RECORD or not record.startswith(b"%012d " % number):
             raise Wrong(f"{place}: record {number} is {record!r}")
     return [record.split()[1].decode() for record in records]
 
