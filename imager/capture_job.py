@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,10 @@ _SNAPSHOTS: Mapping[str, Literal["never", "if needed", "always"]] = {
     "frozen": "never",
     "snapshot": "always",
 }
+_PIPE_CHUNK = 1 << 18
+"""Bytes of a chunk of a disk in use that goes to a pipe: chunks are read again whole there..."""
+_SMALL_CHUNKS_UP_TO = 1 << 40
+"""...on disks of up to so many bytes, for the seek table has 8 bytes for each chunk."""
 
 
 def settle_consistency(
@@ -211,9 +216,10 @@ class CaptureJob:
         live = self._consistency in LIVE
         revised = live and _only_appended(self._image, self._options)
         bits = INCOMPATIBLE_REVISED if revised else INCOMPATIBLE_FREE if live else 0
-        return describe(
-            self._device, analysis, self._options, self._consistency, self._parent, bits
-        )
+        options = self._options
+        if revised and isinstance(self._image, int) and self._device.size <= _SMALL_CHUNKS_UP_TO:
+            options = replace(options, chunk_size=min(options.chunk_size, _PIPE_CHUNK))
+        return describe(self._device, analysis, options, self._consistency, self._parent, bits)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from imager.image_filler import ImageFiller
 from imager.live.patches import Reading
 from imager.pipeline import ordered_map
 
-_ROOM = 1 << 26
+_ROOM = 96 << 20
 """Bytes of chunks that are read inside the freeze, at most."""
 _THREADS = 8
 """A disk answers many requests at once as fast as one."""

@@ -60,8 +60,7 @@ def live(folder: Path, source: Path, runs: int) -> None:
     print("|---|---|---|---|---|")
     for rate in RATES:
         print(pauses(folder, source, rate, runs), flush=True)
-    for chunk_size in (1 << 20, 1 << 18):
-        print(pauses(folder, source, 50, runs, chunk_size), flush=True)
+    print(pauses(folder, source, 50, runs, True), flush=True)
     ratios = [throughput(folder, source, number) for number in range(runs)]
     print(
         f"\nForeground throughput while only followed: {statistics.median(ratios):.3f} of that "
@@ -76,8 +75,8 @@ def live(folder: Path, source: Path, runs: int) -> None:
     print()
 
 
-def pauses(folder: Path, source: Path, rate: int, runs: int, piped: int = 0) -> str:
-    """One row of the table; with chunks of `piped` bytes into a pipe, if so."""
+def pauses(folder: Path, source: Path, rate: int, runs: int, piped: bool = False) -> str:
+    """One row of the table; of captures as into a pipe, if so."""
     found = []
     with LoopDevice(source) as loop, mounted(loop.path, folder / "mount") as mount:
         for _ in range(runs):
@@ -86,8 +85,7 @@ def pauses(folder: Path, source: Path, rate: int, runs: int, piped: int = 0) -> 
                 time.sleep(2)
                 if piped:
                     with image.open("wb") as out:
-                        options = CaptureOptions(max_pause=20, chunk_size=piped)
-                        result = capture(loop.path, out.fileno(), options)
+                        result = capture(loop.path, out.fileno(), CaptureOptions(max_pause=20))
                 else:
                     result = capture(loop.path, image, CaptureOptions(max_pause=20))
             image.unlink()
@@ -100,7 +98,7 @@ def pauses(folder: Path, source: Path, rate: int, runs: int, piped: int = 0) -> 
     seconds = statistics.median(seconds for _, seconds in found)
     listed = ", ".join(f"{pause:.0f}" for pause in standstills)
     middle = statistics.median(standstills)
-    how = f", to a pipe in chunks of {piped >> 10} KiB" if piped else ""
+    how = ", to a pipe" if piped else ""
     return (
         f"| {rate}{how} | {middle:.0f} ({listed}) | {again:.0f} | {written:.0f} | {seconds:.1f} |"
     )

@@ -162,7 +162,7 @@ def test_more_places_than_memory_holds_are_not_frozen(
 ) -> None:
     frozen: list[int] = []
     monkeypatch.setattr("imager.live.abi.freeze", frozen.append)
-    monkeypatch.setattr("imager.image_reviser._ROOM", 3 * MIB)
+    monkeypatch.setattr("imager.image_reviser._ROOM", MIB)
     waiting = Extents.of((n * 4 * MIB, n * 4 * MIB + 4096) for n in range(1, 6))
     monkeypatch.setattr(Recorder, "waiting", lambda self: waiting)
     with (
