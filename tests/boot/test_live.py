@@ -72,7 +72,7 @@ def work(
     disk = disk or make_machine(kind, folder)
     store = folder / "store.raw"
     words = {"disk": _DISKS[bus], "record": RECORD, "pauses": pauses, "commands": commands}
-    with LoopDevice(store, 1200 * MIB) as device:
+    with LoopDevice(store, 2800 * MIB) as device:
         run("mkfs.ext4", "-q", "-L", "JOB", device.path)
         with mounted(device.path, folder / "place") as place:
             (place / "job").write_text(_JOB.format(**words))
