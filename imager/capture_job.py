@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ from imager.capture_options import CaptureOptions
 from imager.description import describe
 from imager.disk.safety import mounted_read_write, same_disk
 from imager.disk.source import SourceDevice
-from imager.errors import ImageError, RefusedError, UsageError
+from imager.errors import ImageError, RefusedError, UsageError, WriteFailedError
 from imager.filesystems import Volume
 from imager.image.format import INCOMPATIBLE_FREE, INCOMPATIBLE_REVISED
 from imager.image.head import Head
@@ -234,5 +235,12 @@ def _open_sink(image: Path | int | None, options: CaptureOptions) -> Iterator[Si
         sink = PipeSink(image)
     try:
         yield sink
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not isinstance(image, Path):
+            raise
+        # The sink's own errors say what they are of; temporary files have no name.
+        raise WriteFailedError(
+            f"{image}: the disk is full: there is no room for the temporary files of the capture"
+        ) from None
     finally:
         sink.close()

@@ -144,4 +144,4 @@ bring_back open
 umount_all
 close_all
 trap - EXIT
-echo "NESTED ''is well"
+echo "NESTED is" "well"
