@@ -186,7 +186,7 @@ def parse_chunk(start: int, data: bytes, superblock: Superblock) -> Chunk:
     if profile is None:
         raise NotUnderstoodError(f"chunk type {kind:#x} is not known")
     data_stripes = count - profile.parity
-    copies = profile.copies or count
+    copies = profile.copies or max(count, 1)
     width = max(data_stripes // copies, 1)
     types = kind & _TYPES
     mixed = types == _DATA | _METADATA and superblock.incompat & Incompat.MIXED_GROUPS
