@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -89,14 +88,6 @@ def content(place: Path) -> dict[str, bytes | None]:
         str(item.relative_to(place)): item.read_bytes() if item.is_file() else None
         for item in sorted(place.rglob("*"))
     }
-
-
-def partclone_map(path: Path, folder: Path) -> Extents:
-    """What partclone would copy."""
-    domain, log = folder / "domain", folder / "log"
-    run("partclone.exfat", "-D", "-s", path, "-O", domain, "-L", log)
-    lines = re.findall(r"^(0x\S+)\s+(0x\S+)\s+\+$", domain.read_text(), re.MULTILINE)
-    return Extents.of((int(at, 16), int(at, 16) + int(size, 16)) for at, size in lines)
 
 
 class Places(NamedTuple):

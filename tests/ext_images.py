@@ -135,14 +135,6 @@ def allocated_by_dumpe2fs(image: Path) -> Extents:
     return Extents.span(0, _field(text, "Block count") * block) - Extents.of(free)
 
 
-def allocated_by_partclone(image: Path, folder: Path, program: str = "extfs") -> Extents:
-    """What partclone would copy of `image`, by its program for a file system."""
-    domain, log = folder / "domain", folder / "log"
-    run(f"partclone.{program}", "-D", "-s", image, "-O", domain, "-L", log)
-    lines = re.findall(r"^(0x\S+)\s+(0x\S+)\s+\+$", domain.read_text(), re.MULTILINE)
-    return Extents.of((int(at, 16), int(at, 16) + int(size, 16)) for at, size in lines)
-
-
 def debugfs(image: Path, *requests: str) -> None:
     """Change `image` with debugfs; its journal requests need one another's state."""
     done = subprocess.run(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import random
-import re
 import struct
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from imager.extents import Extents
 from imager.filesystems.f2fs.superblock import crc
 from tests.loop import run, sparse_file
 
@@ -74,14 +72,6 @@ def holds(path: Path, tree: Path) -> bool:
             if subprocess.run(words, capture_output=True, check=False).returncode:
                 return False
     return True
-
-
-def partclone_map(path: Path, folder: Path) -> Extents:
-    """What partclone would copy."""
-    domain, log = folder / "domain", folder / "log"
-    run("partclone.f2fs", "-D", "-s", path, "-O", domain, "-L", log)
-    lines = re.findall(r"^(0x\S+)\s+(0x\S+)\s+\+$", domain.read_text(), re.MULTILINE)
-    return Extents.of((int(at, 16), int(at, 16) + int(size, 16)) for at, size in lines)
 
 
 class Places(NamedTuple):

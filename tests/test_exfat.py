@@ -25,11 +25,11 @@ from tests.exfat_images import (
     fsck,
     make,
     opened,
-    partclone_map,
     places,
     seal,
 )
 from tests.loop import LoopDevice, mounted, run
+from tests.oracles import allocated_by_partclone
 from tests.small_disk import garbage_device, partition
 from tests.volumes import BytesVolume, FileVolume
 
@@ -83,7 +83,7 @@ def test_allocation_is_partclones_and_the_bitmaps(
     assert allocation.allocated == expected(before)
     assert len(allocation.allocated) > 2, "the volume was meant to have holes"
     clusters_end = at.offset(at.clusters + 2)
-    theirs = partclone_map(path, tmp_path)
+    theirs = allocated_by_partclone("exfat", path, tmp_path)
     assert allocation.allocated.clip(0, clusters_end) == theirs.clip(0, clusters_end)
     assert path.read_bytes() == before
 

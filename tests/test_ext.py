@@ -13,7 +13,6 @@ from tests.ext_images import (
     MIB,
     allocated,
     allocated_by_dumpe2fs,
-    allocated_by_partclone,
     copy,
     debugfs,
     digest,
@@ -25,6 +24,7 @@ from tests.ext_images import (
     write_files,
 )
 from tests.loop import LoopDevice
+from tests.oracles import allocated_by_partclone
 from tests.volumes import FileVolume
 
 CONFIGURATIONS = {
@@ -94,7 +94,7 @@ def test_allocation_is_what_dumpe2fs_says(name: str, tmp_path: Path) -> None:
     assert allocation.notes == ()
     assert digest(image) == before
     if name in PARTCLONE:
-        assert allocation.allocated == allocated_by_partclone(image, tmp_path)
+        assert allocation.allocated == allocated_by_partclone("extfs", image, tmp_path)
 
 
 @pytest.mark.parametrize("name", NOT_MOUNTED)

@@ -25,11 +25,11 @@ from tests.f2fs_images import (
     fsck,
     holds,
     make,
-    partclone_map,
     places,
     set_checkpoint,
 )
 from tests.loop import LoopDevice, run, sparse_file
+from tests.oracles import allocated_by_partclone
 from tests.small_disk import garbage_device, partition
 from tests.volumes import BytesVolume, FileVolume
 
@@ -80,7 +80,9 @@ def test_allocation_is_partclones(name: str, volumes: Volumes, tmp_path: Path) -
     if CASES[name].partclone:
         at = places(path.read_bytes())
         main_end = (at.main + at.segments * 512) * BLOCK
-        theirs = partclone_map(path, tmp_path)  # behind the main area its bitmap is not set
+        theirs = allocated_by_partclone(
+            "f2fs", path, tmp_path
+        )  # behind the main area its bitmap is not set
         assert allocation.allocated.clip(0, main_end) == theirs.clip(0, main_end)
 
 

@@ -14,7 +14,6 @@ from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
 from imager.layout.blkid import identify
 from tests.disks import run, scrubbed
-from tests.ext_images import allocated_by_partclone
 from tests.hfsplus_images import (
     ALLOCATION,
     BLOCK_SIZE,
@@ -27,6 +26,7 @@ from tests.hfsplus_images import (
     add_journal,
     populated,
 )
+from tests.oracles import allocated_by_partclone
 from tests.volumes import BytesVolume
 
 
@@ -73,7 +73,7 @@ def test_map_is_partclones(tmp_path: Path, tree: Path) -> None:
     found = read(volume)
     volume.put(FREE_BLOCKS, "I", blocks - found.allocated.total // volume.block_size)
     path = write(volume, tmp_path)
-    assert found.allocated == allocated_by_partclone(path, tmp_path, "hfsp")
+    assert found.allocated == allocated_by_partclone("hfsp", path, tmp_path)
     assert len(found.allocated) > blocks // 40
     assert found.size == blocks * volume.block_size
     assert found.notes == ()

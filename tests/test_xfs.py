@@ -16,12 +16,12 @@ from imager.filesystems.xfs.superblock import CRC_AT
 from tests.command import imager, info, volumes
 from tests.loop import LoopDevice, run
 from tests.loop import mounted as loop_mounted
+from tests.oracles import allocated_by_partclone
 from tests.small_disk import garbage
 from tests.xfs_images import (
     MIB,
     SMALL,
     allocated,
-    allocated_by_partclone,
     allocated_by_xfs_db,
     contents,
     fill,
@@ -75,7 +75,7 @@ def test_allocation_is_what_xfs_db_says(name: str, tmp_path: Path) -> None:
     assert allocation.notes == ()
     if name in PARTCLONE:  # which leaves out free lists
         lists = sum(len(free_list(image, group)) for group in range(4))
-        more = allocation.allocated - allocated_by_partclone(image, tmp_path)
+        more = allocation.allocated - allocated_by_partclone("xfs", image, tmp_path)
         assert more.total == lists * (1024 if name == "1k" else 4096)
 
 

@@ -16,6 +16,7 @@ from imager.errors import NotUnderstoodError
 from imager.extents import Extents
 from imager.filesystems import Allocation
 from tests.command import imager
+from tests.ext_images import copy
 from tests.loop import LoopDevice, run
 from tests.small_disk import garbage
 from tests.xfs_images import (
@@ -24,7 +25,6 @@ from tests.xfs_images import (
     allocated,
     allocated_by_xfs_db,
     contents,
-    copy,
     crash,
     fill,
     fragment,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from imager.extents import Extents
 from imager.filesystems import Allocation, read_allocation
+from tests.ext_images import copy
 from tests.loop import LoopDevice, run, sparse_file
 from tests.loop import mounted as loop_mounted
 from tests.volumes import FileVolume
@@ -47,13 +48,6 @@ def small_volume(folder: Path, crashed: bool = False) -> Path:
             sync(place)
             crash(place)
     return image
-
-
-def copy(image: Path, name: str) -> Path:
-    """A copy beside `image`, as sparse as can be."""
-    target = image.with_name(name)
-    run("cp", "--sparse=always", image, target)
-    return target
 
 
 @contextmanager
@@ -156,14 +150,6 @@ def free_list(image: Path, group: int) -> list[int]:
     found = [int(ring[(first + index) % len(ring)]) for index in range(count)]
     assert not count or (first + count - 1) % len(ring) == last
     return found
-
-
-def allocated_by_partclone(image: Path, folder: Path) -> Extents:
-    """What partclone would copy of `image`; it leaves out free lists."""
-    domain, log = folder / "domain", folder / "log"
-    run("partclone.xfs", "-D", "-s", image, "-O", domain, "-L", log)
-    lines = re.findall(r"^(0x\S+)\s+(0x\S+)\s+\+$", domain.read_text(), re.MULTILINE)
-    return Extents.of((int(at, 16), int(at, 16) + int(size, 16)) for at, size in lines)
 
 
 def recovered(image: Path) -> Path:
