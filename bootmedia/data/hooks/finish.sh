@@ -79,7 +79,7 @@ ln -sf /run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
 
 rm -rf "$recipe" /boot/* /initrd.img* /vmlinuz* /usr/lib/udev/hwdb.d /usr/sbin/xfs_scrub \
     /usr/share/doc/* /var/lib/initramfs-tools/* /var/log/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
-    /var/lib/systemd/catalog/database /var/lib/systemd/random-seed
+    /var/lib/systemd/catalog/database /var/lib/systemd/random-seed /var/cache/apt/archives/lock
 
 # Compiled now and never compared with the source: the first screen does not wait for it.
 find /usr/lib/python3 /usr/lib/python3.* -name __pycache__ -type d -prune -exec rm -rf {} +
