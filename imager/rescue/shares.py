@@ -213,7 +213,7 @@ def _memory_file(secret: str) -> Iterator[tuple[dict[str, str], tuple[int, ...]]
         return
     fd = os.memfd_create("password", 0)
     try:
-        os.write(fd, f"{secret}\n".encode())
+        os.write(fd, secret.encode())  # to its last byte: a line's end would be one of them
         os.lseek(fd, 0, os.SEEK_SET)
         yield {"PASSWD_FD": str(fd)}, (fd,)
     finally:
