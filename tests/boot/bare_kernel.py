@@ -20,7 +20,7 @@ from tests.loop import run
 
 MODULES = (
     *("virtio_pci", "virtio_blk", "nls_utf8", "nls_cp437", "nls_ascii", "nls_iso8859-1"),
-    *("crc32_generic", "crc32c_generic", "f2fs", "exfat", "vfat", "ntfs3"),
+    *("crc32_generic", "crc32c_generic", "f2fs", "exfat", "vfat", "ntfs3", "xfs"),
 )
 _INIT = """\
 #!/bin/busybox sh

@@ -17,8 +17,16 @@ SECONDS = 1500
 _LABEL = "SCRIPT"
 
 
-def run_script(folder: Path, script: str, disks: Sequence[VmDisk], memory: int = 1024) -> str:
+def run_script(
+    folder: Path,
+    script: str,
+    disks: Sequence[VmDisk],
+    memory: int = 1024,
+    options: Sequence[str] = (),
+) -> str:
     """Boot the medium, with `disks` as vda, vdb, ..., and run a script to its end; what it said.
+
+    `options` are QEMU's.
 
     AssertionError unless it ends with status 0. Then the power is cut.
     """
@@ -29,7 +37,8 @@ def run_script(folder: Path, script: str, disks: Sequence[VmDisk], memory: int =
         with mounted(device.path, folder / "place") as place:
             (place / "run.sh").write_text(f"set -eu\n{script}")
     medium = VmDisk(ci_medium(), "usb", keep=False)
-    with Vm([medium, *disks, VmDisk(tools, "virtio")], memory=memory) as vm:
+    disks = [medium, *disks, VmDisk(tools, "virtio")]
+    with Vm(disks, memory=memory, options=options) as vm:
         keys = Keys(vm)
         keys.start()
         keys.press(*[DOWN] * 7, ENTER)
