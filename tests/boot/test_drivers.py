@@ -22,8 +22,8 @@ KINDS = {
     "exfat": ("exfat", "exfat", "mkfs.exfat -c 4K"),
     "vfat": ("vfat", "vfat", "mkfs.vfat -F 32 -s 1"),
     "ntfs3": ("ntfs3", "ntfs", "mkfs.ntfs -q -f -F"),
-    "xfs-v4": ("xfs", "xfs", "mkfs.xfs -q -m crc=0 -l size=16m"),
-    "xfs-v5": ("xfs", "xfs", "mkfs.xfs -q -l size=16m"),
+    "xfs-v4": ("xfs", "xfs", "mkfs.xfs -q -m crc=0"),
+    "xfs-v5": ("xfs", "xfs", "mkfs.xfs -q"),
 }
 """The driver's name, blkid's name, and how a volume is made."""
 
