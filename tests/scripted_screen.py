@@ -20,10 +20,14 @@ class Step(NamedTuple):
     answer: Answer = ENTER
 
 
+Scripted = Step | tuple[str, Answer] | str
+"""A step, in full or as short as possible."""
+
+
 class ScriptedScreen:
     """A `Screen` for tests; a box that the script does not expect is an AssertionError."""
 
-    def __init__(self, *steps: Step | tuple[str, Answer] | str) -> None:
+    def __init__(self, *steps: Scripted) -> None:
         self._steps = [
             step if isinstance(step, Step) else Step(*((step,) if isinstance(step, str) else step))
             for step in steps

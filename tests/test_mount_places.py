@@ -12,7 +12,7 @@ import pytest
 from imager.disk.safety import check_target
 from imager.errors import RefusedError
 from imager.rescue import media
-from imager.rescue.media import mounted_for_writing, mounted_read_only
+from imager.rescue.media import mounted_read_only
 from imager.rescue.mount_places import clear_leftovers
 from tests.disks import MIB
 from tests.loop import LoopDevice, run
@@ -30,11 +30,10 @@ with getattr(media, sys.argv[3])(volume):
 """
 
 
-@pytest.mark.parametrize("how", [mounted_read_only, mounted_for_writing])
-def test_what_a_killed_program_left(how: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mounted_read_only", "mounted_for_writing"])
+def test_what_a_killed_program_left(name: str, tmp_path: Path) -> None:
     with LoopDevice(tmp_path / "disk", 16 * MIB) as disk:
         run("mkfs.ext4", "-q", disk.path)
-        name = how.__name__  # type: ignore[attr-defined]
         with subprocess.Popen(
             [sys.executable, "-c", KILLED, media.STATE, disk.path, name], stdout=subprocess.PIPE
         ) as process:

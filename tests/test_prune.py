@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -379,38 +380,54 @@ RULES = st.builds(
     st.one_of(st.none(), st.integers(1, 4)),
     st.one_of(st.none(), st.integers(1, 2)),
 ).filter(lambda rules: not rules.absent)
-NIGHTS = st.tuples(
-    st.just("night"), st.sets(st.integers(0, 11), max_size=4), st.sampled_from((50, CHUNK - 20))
+
+
+class Night(NamedTuple):
+    """A capture after these chunks have changed."""
+
+    chunks: set[int]
+    size: int
+
+
+class Prune(NamedTuple):
+    """A prune by these rules."""
+
+    rules: Rules
+    grace: datetime.timedelta
+
+
+NIGHTS = st.builds(
+    Night, st.sets(st.integers(0, 11), max_size=4), st.sampled_from((50, CHUNK - 20))
 )
-PRUNES = st.tuples(st.just("prune"), RULES, st.sampled_from((NO_GRACE, DAY, 3 * DAY)))
-OTHERS = st.sampled_from((("full",), ("pin",), ("lose",)))
+PRUNES = st.builds(Prune, RULES, st.sampled_from((NO_GRACE, DAY, 3 * DAY)))
+OTHERS = st.sampled_from(("full", "pin", "lose"))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.one_of(NIGHTS, NIGHTS, PRUNES, OTHERS), min_size=3, max_size=12), st.data())
 def test_any_history_leaves_what_is_kept_readable(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[object, ...]], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Night | Prune | str], data: st.DataObject
 ) -> None:
     small = SmallStore(tmp_path_factory.mktemp("history"), chunks=12)
     small.capture()
     for step in steps:
-        if step[0] == "night":
-            small.night(*step[1], size=step[2])  # type: ignore[misc, arg-type]
-        elif step[0] == "full":
-            small.capture(full=True)
-        elif step[0] == "pin":
-            pin(data.draw(st.sampled_from(small.look().complete)).files.path)
-        elif step[0] == "lose":
-            for file in small.folder.glob("*.json"):
-                file.unlink()
-        else:
+        if isinstance(step, Night):
+            small.night(*step.chunks, size=step.size)
+        elif isinstance(step, Prune):
             decided = {
                 each.image.name
-                for disk in prune(small.store, step[1], small.now, dry_run=True).disks  # type: ignore[arg-type]
+                for disk in prune(small.store, step.rules, small.now, dry_run=True).disks
                 for each in disk.decisions
                 if each.kept
             }
-            small.prune(step[1], step[2])  # type: ignore[arg-type]
+            small.prune(step.rules, step.grace)
             assert set(small.require_good()) == decided
+        elif step == "full":
+            small.capture(full=True)
+        elif step == "pin":
+            pin(data.draw(st.sampled_from(small.look().complete)).files.path)
+        else:
+            for file in small.folder.glob("*.json"):
+                file.unlink()
     assert small.require_good()
     shutil.rmtree(small.store.path.parent)

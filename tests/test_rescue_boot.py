@@ -16,7 +16,7 @@ from imager.rescue.boot import try_the_boot
 from imager.rescue.journal import Journal
 from imager.rescue.media import MediaVolume
 from imager.rescue.session import Machine, Session
-from tests.scripted_screen import ScriptedScreen
+from tests.scripted_screen import Scripted, ScriptedScreen
 from tests.test_disk_identity import SAMSUNG
 
 ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
@@ -63,7 +63,7 @@ def esp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(
-    tmp_path: Path, firmware: Firmware, *steps: object, kind: str = ESP, efi: bool = True
+    tmp_path: Path, firmware: Firmware, *steps: Scripted, kind: str = ESP, efi: bool = True
 ) -> str:
     """What the person reads at last."""
     contents = Contents("vfat", "ESP", None, (), None)
@@ -77,7 +77,7 @@ def told(
         Machine(), state=tmp_path / "run", disks=lambda: (disk,), run=firmware.run,
         sys=tmp_path / "sys",
     )  # fmt: skip
-    screen = ScriptedScreen(*steps, "Try the boot")  # type: ignore[arg-type]
+    screen = ScriptedScreen(*steps, "Try the boot")
     session = Session(screen, machine, Journal(tmp_path / "run/log"))
     try_the_boot(session, SAMSUNG)
     assert screen.finished()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from imager.capture import capture
+from imager.capture import CaptureOptions, CaptureResult, capture
 from imager.check import check
 from imager.errors import ReadFailedError
+from imager.pipeline import Progress
 from imager.rescue import app, capture_flow, network_flow
 from imager.rescue.capture_flow import CaptureFlow
 from imager.rescue.check_flow import check_images
@@ -151,7 +153,9 @@ def test_a_dying_disk_is_read_past_its_errors(dead: Lab, monkeypatch: pytest.Mon
     asked: list[bool] = []
     real = capture
 
-    def remembered(source, image, options, progress):  # type: ignore[no-untyped-def]
+    def remembered(
+        source: Path, image: Path, options: CaptureOptions, progress: Progress
+    ) -> CaptureResult:
         asked.append(options.continue_on_read_error)
         return real(source, image, options, progress)
 
@@ -178,14 +182,16 @@ def test_a_read_error_is_asked_about_and_gone_on_from(
     real = capture
     asked: list[tuple[bool, bool]] = []
 
-    def fails_once(source, image, options, progress):  # type: ignore[no-untyped-def]
+    def fails_once(
+        source: Path, image: Path, options: CaptureOptions, progress: Progress
+    ) -> CaptureResult:
         asked.append((options.continue_on_read_error, options.resume))
         if not options.continue_on_read_error:
             raise ReadFailedError(
                 "/dev/sda: cannot read 512 bytes at byte 1024: input/output error"
             )
         assert options.resume
-        return real(source, image, type(options)(**{**vars(options), "resume": False}), progress)
+        return real(source, image, replace(options, resume=False), progress)
 
     monkeypatch.setattr(capture_flow, "capture", fails_once)
     steps: list[tuple[str, object] | str] = [

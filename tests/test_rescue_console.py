@@ -169,7 +169,7 @@ def test_a_terminal_that_hangs_up_while_restoring(dead: Lab, small: Small, tmp_p
     screen = console(dead, SLOW / 10)
     to_the_last_question(screen, dead.new)
     screen.type(dead.new.path.name)
-    screen.wait_for("Checking")
+    screen.catch("Checking")  # which may never come to rest
     screen.hang_up()
     assert screen.ends() == 1  # there is nobody to show the result to
     assert "verdict: ok" in journal(dead)

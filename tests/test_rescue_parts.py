@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -326,7 +326,7 @@ def test_keymaps(tmp_path: Path) -> None:
 def test_walk_passes_by_what_asks_nothing() -> None:
     taken: list[str] = []
 
-    def step(name: str, *answers: bool | None) -> object:
+    def step(name: str, *answers: bool | None) -> Callable[[], bool | None]:
         left = list(answers)
 
         def take() -> bool | None:
@@ -335,12 +335,12 @@ def test_walk_passes_by_what_asks_nothing() -> None:
 
         return take
 
-    steps: Iterable[object] = (
+    steps = (
         step("a", True, True),
         step("b", None, None, None),
         step("c", False, True),
     )
-    assert walk(*steps)  # type: ignore[arg-type]
+    assert walk(*steps)
     assert taken == ["a", "b", "c", "b", "a", "b", "c"]
     assert not walk(lambda: False)
 

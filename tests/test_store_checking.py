@@ -41,11 +41,11 @@ def test_each_image_is_checked_within_the_time(
     most = checked = 0
     now = FIRST
     while now < FIRST + 365 * DAY:
-        due = due_for_check(groups, now, within, interval)  # type: ignore[arg-type]
+        due = due_for_check(groups, now, within, interval)
         most = max(most, len(due))
         for family in due:
             for image in family:
-                image.check = Waiting(now)  # type: ignore[misc, assignment]
+                image.check = Waiting(now)
                 checked += 1
         now += interval
         assert all(now - image.last <= within for family in groups for image in family)
@@ -72,8 +72,8 @@ def test_after_an_interruption_the_rest_is_checked() -> None:
     oldest, older, newest = (Waiting(FIRST + days * DAY) for days in (0, 1, 28))
     oldest.check = Waiting(FIRST + 29 * DAY)
     family = [newest, older, oldest]
-    (due,) = due_for_check([family], FIRST + 30 * DAY, 30 * DAY, DAY)  # type: ignore[list-item]
-    assert list(due) == [newest, older]  # type: ignore[comparison-overlap]
+    (due,) = due_for_check([family], FIRST + 30 * DAY, 30 * DAY, DAY)
+    assert list(due) == [newest, older]
 
 
 def test_images_that_share_a_full_one_are_a_family(small: SmallStore) -> None:

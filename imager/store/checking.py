@@ -6,6 +6,7 @@ import datetime
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from imager.check import CheckResult, check
 from imager.errors import ImagerError
@@ -35,12 +36,35 @@ def families(folder: DiskFolder, images: Sequence[StoredImage]) -> tuple[Family,
     return tuple(found.values())
 
 
+class Proof(Protocol):
+    """What is known of a check."""
+
+    @property
+    def when(self) -> datetime.datetime:
+        """When it was made."""
+
+
+class Dated(Protocol):
+    """What the turn of an image depends on."""
+
+    @property
+    def created(self) -> datetime.datetime:
+        """When it was captured."""
+
+    @property
+    def check(self) -> Proof | None:
+        """Its last check."""
+
+
+_Image = TypeVar("_Image", bound=Dated)
+
+
 def due_for_check(
-    groups: Sequence[Family],
+    groups: Sequence[Sequence[_Image]],
     now: datetime.datetime,
     within: datetime.timedelta,
     interval: datetime.timedelta,
-) -> tuple[Family, ...]:
+) -> tuple[list[_Image], ...]:
     """Which families to check today, so that each image is within the time and no day has many to do.
 
     That is, those that would be too late at the next run, `interval` from now; and of those that
@@ -50,7 +74,7 @@ def due_for_check(
     waiting = sorted(groups, key=lambda family: min(map(_last_proof, family)))
     share = math.ceil(len(waiting) * interval / within) if within else len(waiting)
 
-    def is_due(image: StoredImage, in_turn: bool) -> bool:
+    def is_due(image: _Image, in_turn: bool) -> bool:
         waited = now - _last_proof(image)
         return waited + interval > within or (in_turn and waited >= within / 2)
 
@@ -104,5 +128,5 @@ def _is_in_store(path: Path) -> bool:
     return len(path.parents) > 2 and (path.parents[2] / MARKER).is_file()
 
 
-def _last_proof(image: StoredImage) -> datetime.datetime:
+def _last_proof(image: Dated) -> datetime.datetime:
     return image.check.when if image.check is not None else image.created

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from imager.errors import ReadFailedError
 from imager.filesystems import Volume
@@ -142,9 +142,9 @@ class Mutator:
         """A number that lies on a multiple of its own size, as nearly all do."""
         noise = self._noise
         width = noise.choice((1, 2, 2, 4, 4, 4, 8))
-        order = "little" if noise.random() < 0.8 else "big"
+        order: Literal["little", "big"] = "little" if noise.random() < 0.8 else "big"
         offset -= offset % width if noise.random() < 0.9 else 0
-        old = int.from_bytes(self._bytes(volume, offset, width), order)  # type: ignore[arg-type]
+        old = int.from_bytes(self._bytes(volume, offset, width), order)
         place = self._place() if noise.random() < 0.7 else offset
         most = (1 << 8 * width) - 1
         number = noise.choice(
@@ -159,7 +159,7 @@ class Mutator:
                 1 << noise.randrange(8 * width),
             )
         )
-        return Patch(offset, (number & most).to_bytes(width, order))  # type: ignore[arg-type]
+        return Patch(offset, (number & most).to_bytes(width, order))
 
     def _bytes(self, volume: Damaged, offset: int, size: int) -> bytes:
         """What stands there now, zeros behind the end."""
