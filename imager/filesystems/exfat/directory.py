@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 from imager.errors import NotUnderstoodError
@@ -20,7 +21,7 @@ _ENTRY = 32
 """Size of an entry in bytes; its first byte is its EntryType."""
 
 
-class EntryType:
+class EntryType(IntEnum):
     """Types of entries in use; bit 7 says so. Section 7."""
 
     ALLOCATION_BITMAP = 0x81
@@ -71,8 +72,19 @@ _ALLOCATION_POSSIBLE, _NO_FAT_CHAIN = 1, 2
 _SECOND_BITMAP = 1
 _LARGEST_UP_CASE_TABLE = 128 << 10
 
-_WITH_CLUSTERS = re.compile(rb"[\x85\xc0\xe1]")
-_UNKNOWN = re.compile(rb"[^\x01-\x7f\x81-\x83\x85\xa0\xa1\xc0\xc1\xe0\xe1]")
+
+def _one_of(*types: EntryType) -> bytes:
+    return b"".join(re.escape(bytes((kind,))) for kind in types)
+
+
+_SYSTEM_STREAMS = re.compile(
+    b"[%b]" % _one_of(EntryType.ALLOCATION_BITMAP, EntryType.UP_CASE_TABLE)
+)
+_WITH_CLUSTERS = re.compile(
+    b"[%b]" % _one_of(EntryType.FILE, EntryType.STREAM_EXTENSION, EntryType.VENDOR_ALLOCATION)
+)
+_UNKNOWN = re.compile(b"[^\x01-\x7f%b]" % _one_of(*EntryType))
+"""Neither one of these nor an entry that is not in use."""
 
 
 class Child(NamedTuple):
@@ -99,7 +111,7 @@ def read_system_streams(
     bitmaps: dict[int, Stream] = {}
     up_case: list[tuple[Stream, int]] = []
     for types, entries in _pieces(volume, geometry, root):
-        for match in re.finditer(rb"[\x81\x82]", types):
+        for match in _SYSTEM_STREAMS.finditer(types):
             entry = System._make(_SYSTEM.unpack_from(entries, match.start() * _ENTRY))
             stream = chains.chain(entry.FirstCluster, entry.DataLength)
             if entry.EntryType == EntryType.UP_CASE_TABLE:
